@@ -1,0 +1,5 @@
+"""Offline training: recipes train a network, export it to ONNX, prove the export and publish it for the server.
+
+The walk: `recipes` (what to train) → `data` → `models` → `train` → `evaluate` → `run` (one run folder) →
+`exportable` (what leaves training) → `export` → `verify` → `publish`. `__main__` is the command line over it.
+"""
