@@ -1,4 +1,4 @@
-"""The Open Inference Protocol with Triton's extensions: the classes of `grpc_service.proto`, from the private pool. Types stand in the stub beside this file."""
+"""The classes of `grpc_service.proto`, from the private pool; the stub beside this file gives their types."""
 
 from forwardpass_proto._classes import of_file
 

@@ -1,4 +1,4 @@
-"""Triton's model configuration: the classes of `model_config.proto`, from the private pool. Types stand in the stub beside this file."""
+"""The classes of `model_config.proto`, from the private pool; the stub beside this file gives their types."""
 
 from forwardpass_proto._classes import of_file
 

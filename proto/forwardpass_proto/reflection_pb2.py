@@ -1,4 +1,4 @@
-"""gRPC's server reflection: the classes of `reflection.proto`, from the private pool. Types stand in the stub beside this file."""
+"""The classes of `reflection.proto`, from the private pool; the stub beside this file gives their types."""
 
 from forwardpass_proto._classes import of_file
 
