@@ -1,0 +1,50 @@
+# The verbs of the project; CI calls the same ones. `make` alone lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODELS ?= models
+# Exactly one build of ONNX Runtime: the CUDA one where an NVIDIA GPU answers, else the CPU one.
+RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+SOURCES := clients proto server training tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check format proto bench clean
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# What it takes to train, serve and call; and, on top, what it takes to develop.
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[server,training,images,$(RUNTIME)]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[server,training,images,dev,$(RUNTIME)]'
+	touch $@
+
+demo: $(VENV)/.run  ## train four models, publish, serve, ask, and show one table
+	$(BIN)/python clients/examples/demo.py
+
+serve: $(VENV)/.run  ## the same models, served until Ctrl-C; says what to try next
+	$(BIN)/python clients/examples/demo.py --serve --models $(MODELS)
+
+test: $(VENV)/.dev  ## every test (those that need a data set skip when it cannot be had)
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## ruff, mypy strict, and that generated files are what their sources give
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python proto/generate.py --check
+
+format: $(VENV)/.dev  ## let ruff put the code in order
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+proto: $(VENV)/.dev  ## regenerate descriptors and stubs from the .proto files
+	$(BIN)/python proto/generate.py
+
+clean:  ## remove the environment, runs and models
+	rm -rf $(VENV) runs $(MODELS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
