@@ -1,1 +1,9 @@
-"""The model server. Importing it imports nothing else: training reads `lifecycle.repository` without ONNX Runtime."""
+"""The model server. Importing it imports no room of it.
+
+So training can read `lifecycle.repository` without ONNX Runtime or gRPC.
+"""
+
+from importlib.metadata import version
+
+__version__ = version("forwardpass")
+"""Of the installed distribution `forwardpass`, which holds server, training and clients."""

@@ -1,0 +1,130 @@
+"""Log lines that a person can read, a machine can parse, and a caller cannot forge.
+
+One line a record: JSON objects, or text. Names and values often come from outside (model names, request ids, file
+names), so whatever could end a line or drive a terminal is escaped, and each value is cut to 256 characters.
+
+Events carry their values as fields, beside a fixed message: `event(log, INFO, "version ready", model=name)`. At level
+info there is a line for each step of a life, and none for a request.
+"""
+
+import json
+import logging
+import math
+import sys
+import time
+from typing import IO, Any
+
+FIELD_CHARACTERS_MAX = 256
+MESSAGE_CHARACTERS_MAX = 1024
+TRACEBACK_CHARACTERS_MAX = 16384
+
+ROOT = "forwardpass_server"
+"""The logger above every logger of this package; `configure` touches this one and no other."""
+
+_FIELDS = "forwardpass_fields"
+
+
+def event(log: logging.Logger, level: int, message: str, /, **fields: object) -> None:
+    """Log `message`, a constant of ours, with values beside it.
+
+    Args:
+        fields: strings, numbers, booleans and None are kept; anything else is written as `str`.
+    """
+    if log.isEnabledFor(level):
+        log.log(level, "%s", message, extra={_FIELDS: fields}, stacklevel=2)
+
+
+def configure(form: str, level: str, stream: IO[str] | None = None) -> logging.Handler:
+    """Send this package's records to a stream. The process's entry point calls it; nothing else does.
+
+    Args:
+        form: "json" or "text".
+        level: "debug", "info", "warning" or "error".
+        stream: standard error when None.
+
+    Returns:
+        The handler, for `remove`.
+    """
+    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    log = logging.getLogger(ROOT)
+    log.setLevel(level.upper())
+    log.addHandler(handler)
+    log.propagate = False
+    return handler
+
+
+def remove(handler: logging.Handler) -> None:
+    """Undo `configure`."""
+    log = logging.getLogger(ROOT)
+    log.removeHandler(handler)
+    log.propagate = True
+    log.setLevel(logging.NOTSET)
+
+
+def escaped(text: str, characters_max: int = FIELD_CHARACTERS_MAX) -> str:
+    """`text` on one line: no control characters, no lone surrogates, at most `characters_max` characters of it."""
+    cut = text[:characters_max]
+    if not cut.isprintable():
+        cut = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+    return cut if len(text) <= characters_max else f"{cut}… ({len(text)} characters)"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC, ISO 8601), level, logger, message, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _utc(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": escaped(record.getMessage(), MESSAGE_CHARACTERS_MAX),
+        }
+        for name, value in _fields(record).items():
+            # A field never replaces one of ours.
+            line[name if name not in line else f"{name}_"] = value
+        trace = _traceback(self, record)
+        if trace:
+            line["traceback"] = trace
+        return json.dumps(line, allow_nan=False)
+
+
+class TextFormatter(logging.Formatter):
+    """`12:34:56.789 INFO  message  name=value …`, tracebacks below with a bar before each line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        message = escaped(record.getMessage(), MESSAGE_CHARACTERS_MAX)
+        line = f"{clock}.{int(record.msecs):03d} {record.levelname:<7} {message}"
+        pairs = "".join(f" {name}={_quoted(value)}" for name, value in _fields(record).items())
+        trace = _traceback(self, record)
+        # The bar keeps a line break inside an error's text from starting a line that looks like ours.
+        bars = "".join(f"\n  | {escaped(part, MESSAGE_CHARACTERS_MAX)}" for part in trace.splitlines())
+        return f"{line} {pairs}{bars}" if pairs else f"{line}{bars}"
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, object] = getattr(record, _FIELDS, {})
+    return {name: value if _is_plain(value) else escaped(str(value)) for name, value in fields.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON has it as it stands; it has no NaN and no infinity."""
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    if not record.exc_info:
+        return ""
+    return formatter.formatException(record.exc_info)[-TRACEBACK_CHARACTERS_MAX:]
+
+
+def _quoted(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if text and not any(c in ' ="' for c in text) else json.dumps(text, ensure_ascii=False)
+
+
+def _utc(record: logging.LogRecord) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
