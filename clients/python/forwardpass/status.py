@@ -1,0 +1,64 @@
+"""The one table from gRPC status to error, pure: codes come in by name."""
+
+from collections.abc import Iterable
+
+from forwardpass import errors
+
+_KINDS: dict[str, type[errors.ForwardpassError]] = {
+    "INVALID_ARGUMENT": errors.InvalidRequest,
+    "FAILED_PRECONDITION": errors.InvalidRequest,  # MLServer answers bad input with it
+    "OUT_OF_RANGE": errors.InvalidRequest,
+    "NOT_FOUND": errors.ModelNotFound,
+    "UNIMPLEMENTED": errors.Unsupported,
+    "UNAUTHENTICATED": errors.Unauthenticated,
+    "PERMISSION_DENIED": errors.PermissionDenied,
+    "UNAVAILABLE": errors.ServerUnavailable,
+    "RESOURCE_EXHAUSTED": errors.Overloaded,
+    "DEADLINE_EXCEEDED": errors.DeadlineExceeded,
+    "CANCELLED": errors.CallCancelled,
+    # every other code (INTERNAL, UNKNOWN, DATA_LOSS, ABORTED, ALREADY_EXISTS) is the server's failure
+}
+
+PUSHBACK = "grpc-retry-pushback-ms"
+
+
+def error_of(
+    code: str,
+    details: str,
+    trailers: Iterable[tuple[str, str | bytes]],
+    *,
+    model: str,
+    address: str,
+    deadline_s: float,
+) -> errors.ForwardpassError:
+    """The error of one failed call.
+
+    Args:
+        code: name of the gRPC status code.
+        details: the server's words, or gRPC's own.
+        trailers: trailing metadata of the call.
+        model, address: for the error's text.
+        deadline_s: what the call was given, in seconds, for the text of `DeadlineExceeded`.
+    """
+    kind = _KINDS.get(code, errors.ServerFault)
+    reason = details or f"the server gave no reason for {code}"
+    if kind is errors.Overloaded:
+        # gRPC's core answers a message beyond a limit with the code of an overload, and only its words differ.
+        if "larger than max" in details:
+            return errors.TooLarge(reason, code=code, model=model, address=address)
+        pushback_s = _retry_after_s(trailers)
+        return errors.Overloaded(reason, code=code, model=model, address=address, retry_after_s=pushback_s)
+    if kind is errors.DeadlineExceeded and details in ("", "Deadline Exceeded"):  # gRPC's own words say no number
+        reason = f"no answer within {deadline_s:.4g} s; give a longer deadline_s, or see the server's load"
+    return kind(reason, code=code, model=model, address=address)
+
+
+def _retry_after_s(trailers: Iterable[tuple[str, str | bytes]]) -> float | None:
+    for key, value in trailers:
+        if key == PUSHBACK:
+            try:
+                milliseconds = int(value)
+            except ValueError:  # another implementation's server; a number is all the protocol allows
+                return None
+            return milliseconds / 1000 if milliseconds >= 0 else None
+    return None
