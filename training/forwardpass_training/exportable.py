@@ -1,7 +1,8 @@
-"""What leaves training: one trained network in the shape in which it will be served. `run` builds it; `export`, `verify` and `publish` read it.
+"""What leaves training: one trained network in the shape in which it will be served.
 
-The one thing to know: `module` is what is exported and may hold operators without an eager value (the fused ONNX LSTM);
-`reference` computes the same function in plain torch, and parity is measured against it.
+`run` builds it; `export`, `verify` and `publish` read it. The one thing to know: `module` is what is exported and may
+hold operators without an eager value (the fused ONNX LSTM); `reference` computes the same function in plain torch, and
+parity is measured against it.
 """
 
 from collections.abc import Callable, Mapping

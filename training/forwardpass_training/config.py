@@ -1,0 +1,146 @@
+"""The settings of a run, as one frozen value: a recipe returns it, flags override it, `config.json` keeps it."""
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro.conf
+
+from forwardpass_training.data import DataConfig
+from forwardpass_training.errors import BadSetting
+from forwardpass_training.models import ModelConfig
+from forwardpass_training.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A held-out metric and the bound that it must meet."""
+
+    metric: str
+    at_least: float = -math.inf
+    at_most: float = math.inf
+
+    def holds(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the metric is there and within the bound; NaN is not."""
+        return self.at_least <= metrics.get(self.metric, math.nan) <= self.at_most
+
+    def __str__(self) -> str:
+        bounds = [f">= {self.at_least:g}"] if self.at_least > -math.inf else []
+        bounds += [f"<= {self.at_most:g}"] if self.at_most < math.inf else []
+        return f"{self.metric} {' and '.join(bounds)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run's weights on a given machine."""
+
+    name: Annotated[str, tyro.conf.Suppress]
+    """The recipe, and the name of the model when published."""
+    task: Annotated[Task, tyro.conf.Suppress]
+    """What the network is for."""
+    epochs: int
+    """Passes over the training data."""
+    batch_size: int | None
+    """Rows a step (language: texts read side by side); None: all of them, which is plain gradient descent."""
+    optimizer: Literal["sgd", "adam"]
+    """Rule of the steps."""
+    learning_rate: float
+    """Size of the steps."""
+    seed: int = 0
+    """Of the initial weights and of the order of the rows; the data has its own."""
+    window: int | None = None
+    """Language only: characters through which the gradient flows back in one step."""
+    data: DataConfig
+    """What to learn from."""
+    model: ModelConfig
+    """The network."""
+    gates: Annotated[tuple[Gate, ...], tyro.conf.Suppress] = ()
+    """What the held-out metrics must reach."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise BadSetting(f"epochs is {self.epochs}; train for at least 1")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise BadSetting(f"batch_size is {self.batch_size}; it must be at least 1, or None for all rows at once")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise BadSetting(f"learning_rate is {self.learning_rate}; it must be a number above 0")
+        if not 0 <= self.seed < 2**63:
+            raise BadSetting(f"seed is {self.seed}; it must lie in 0 … 2⁶³ − 1")
+        if self.task == "language" and (self.batch_size is None or self.window is None or self.window < 1):
+            raise BadSetting(
+                "a language model needs a batch_size and a window of at least 1; "
+                f"they are {self.batch_size} and {self.window}"
+            )
+        if self.task != "language" and self.window is not None:
+            raise BadSetting(f"window is {self.window}, which only a language model has; {self.name} is {self.task}")
+
+
+def to_json(config: Any) -> Any:
+    """A config as plain values; nested dataclasses carry the name of their class as `kind`."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        values = {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {"kind": type(config).__name__, **values}
+    if isinstance(config, tuple):
+        return [to_json(value) for value in config]
+    if isinstance(config, float) and not math.isfinite(config):
+        return str(config)  # JSON has no infinity
+    return config
+
+
+def from_json(values: Any) -> RunConfig:
+    """The inverse of `to_json`, for a `RunConfig`.
+
+    Raises:
+        BadSetting: a field is missing, unknown, or of the wrong type; the text gives its path.
+    """
+    config = _read(values, RunConfig, "config")
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def _read(value: Any, wanted: Any, path: str) -> Any:
+    """`value` as the annotated type `wanted`, or BadSetting naming `path`."""
+    if get_origin(wanted) is Annotated:
+        return _read(value, get_args(wanted)[0], path)
+    if get_origin(wanted) in (types.UnionType, Union):
+        return _read_union(value, get_args(wanted), path)
+    if get_origin(wanted) is Literal and value in get_args(wanted):
+        return value
+    if get_origin(wanted) is tuple and isinstance(value, list):
+        return tuple(_read(item, get_args(wanted)[0], f"{path}[{index}]") for index, item in enumerate(value))
+    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
+        return _read_dataclass(value, wanted, path)
+    if wanted is float and (type(value) in (int, float) or value in ("inf", "-inf")):
+        return float(value)
+    if wanted in (int, str, bool, types.NoneType) and type(value) is wanted:
+        return value
+    raise BadSetting(f"{path} is {value!r}, which is not {getattr(wanted, '__name__', wanted)}")
+
+
+def _read_union(value: Any, options: tuple[Any, ...], path: str) -> Any:
+    if value is None and types.NoneType in options:
+        return None
+    kinds = {
+        option.__name__: option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)
+    }
+    if not kinds:
+        (wanted,) = [option for option in options if option is not types.NoneType]
+        return _read(value, wanted, path)
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in kinds:
+        raise BadSetting(f"{path}.kind is {kind!r}; known are {', '.join(sorted(kinds))}")
+    return _read(value, kinds[kind], path)
+
+
+def _read_dataclass(value: Any, wanted: type, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise BadSetting(f"{path} is {value!r}, not the fields of {wanted.__name__}")
+    hints = get_type_hints(wanted, include_extras=True)
+    given = {name: field for name, field in value.items() if name != "kind"}
+    if wrong := given.keys() ^ hints.keys():
+        verb = "lacks" if wrong - given.keys() else "does not know"
+        raise BadSetting(f"{path} {verb} {', '.join(sorted(wrong))}; it was written by another version")
+    return wanted(**{name: _read(field, hints[name], f"{path}.{name}") for name, field in given.items()})

@@ -1,0 +1,51 @@
+"""A language model over characters: stacked LSTMs that predict the next character at every position.
+
+State is explicit and batch-first, h and c each [batch, layers, hidden], as it travels on the wire.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+State = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CharLstmConfig:
+    """One-hot characters → LSTM × layers → Dense(vocabulary)."""
+
+    vocabulary: int = 65
+    """Distinct characters."""
+    hidden: int = 128
+    """Units of each LSTM."""
+    layers: int = 2
+    """LSTMs, one on the other."""
+
+    def build(self) -> "CharLstm":
+        """The network, freshly initialised from torch's global generator."""
+        return CharLstm(self)
+
+
+class CharLstm(nn.Module):
+    """tokens [batch, time] int64, h and c [batch, layers, hidden] float32 → logits [batch, time, vocabulary], h, c."""
+
+    def __init__(self, config: CharLstmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.lstm = nn.LSTM(config.vocabulary, config.hidden, config.layers, batch_first=True)
+        self.head = nn.Linear(config.hidden, config.vocabulary)
+
+    def forward(self, tokens: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        one_hot = functional.one_hot(tokens, self.config.vocabulary).float()  # [batch, time, vocabulary]
+        # nn.LSTM keeps its states [layers, batch, hidden] even when batch_first
+        states = (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
+        features, (h, c) = self.lstm(one_hot, states)
+        return self.head(features), h.transpose(0, 1), c.transpose(0, 1)
+
+    def zero_state(self, batch: int) -> State:
+        """h and c at the beginning of a text."""
+        device = self.head.weight.device
+        shape = (batch, self.config.layers, self.config.hidden)
+        return torch.zeros(shape, device=device), torch.zeros(shape, device=device)

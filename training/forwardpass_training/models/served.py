@@ -1,0 +1,76 @@
+"""What a trained network looks like from outside: names, dynamic axes, and the final activation inside the graph."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from forwardpass_training.exportable import Tensors
+from forwardpass_training.models.char_lstm import CharLstm
+from forwardpass_training.models.cnn import Cnn
+from forwardpass_training.models.fused_lstm import FusedCharLstm
+from forwardpass_training.task import Task
+
+
+@dataclass(frozen=True)
+class Served:
+    """The part of an `Exportable` that follows from the network alone; its fields are described there."""
+
+    module: nn.Module
+    reference: Callable[..., Tensors]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    dynamic: dict[str, dict[int, str]]
+
+
+class Activated(nn.Module):
+    """A network and the activation that turns its logits into probabilities."""
+
+    def __init__(self, network: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.activation(self.network(x))
+        return y
+
+
+def activation(task: Task) -> nn.Module:
+    """What turns the network's output into what callers want: numbers as they are, logits into probabilities."""
+    match task:
+        case "regression":
+            return nn.Identity()
+        case "binary":
+            return nn.Sigmoid()
+        case "multiclass" | "language":
+            return nn.Softmax(-1)
+
+
+def served(network: nn.Module, task: Task) -> Served:
+    """Prepare a trained network for export. The network is put into eval mode and used, not copied."""
+    network.eval().requires_grad_(False)
+    if isinstance(network, CharLstm):
+        return _served_language_model(network)
+    output = {"regression": "y", "binary": "probability"}.get(task, "probabilities")
+    input_name = "image" if isinstance(network, Cnn) else "x"
+    module = Activated(network, activation(task)) if task != "regression" else network
+
+    @torch.no_grad()
+    def reference(x: Tensor) -> Tensors:
+        return (module(x),)
+
+    return Served(module, reference, (input_name,), (output,), {input_name: {0: "batch"}})
+
+
+def _served_language_model(network: CharLstm) -> Served:
+    """Logits, not probabilities: whoever samples applies a temperature first."""
+
+    @torch.no_grad()
+    def reference(tokens: Tensor, h0: Tensor, c0: Tensor) -> Tensors:
+        logits, h1, c1 = network(tokens, h0, c0)
+        return logits, h1, c1
+
+    dynamic = {"tokens": {0: "batch", 1: "time"}, "h0": {0: "batch"}, "c0": {0: "batch"}}
+    return Served(FusedCharLstm(network).eval(), reference, ("tokens", "h0", "c0"), ("logits", "h1", "c1"), dynamic)
