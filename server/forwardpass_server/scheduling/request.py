@@ -1,0 +1,82 @@
+"""One checked request on its way through the queue, and the one who waits for its answer."""
+
+from collections.abc import Hashable, Sequence
+from math import inf
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from forwardpass_server.observe.timeline import Timeline
+
+Array: TypeAlias = np.ndarray
+Inputs: TypeAlias = Sequence[Array | None]
+"""The inputs of a model in the order of its signature; None for an optional one that was not given."""
+
+
+class Responder(Protocol):
+    """Takes the answer of one request. Exactly one of `succeed` and `fail` is called, once, on any thread.
+
+    `fail` is also called for a caller who has left (`CallCancelled`), so whatever the request holds is let go there.
+    An exception out of `succeed` counts as "not answered": `fail` follows with that exception.
+    """
+
+    @property
+    def cancelled(self) -> bool:
+        """The caller has left; read often, on any thread, so it must be cheap."""
+
+    def succeed(self, outputs: Sequence[Array], request: "Request") -> None:
+        """The outputs that were asked for, in the order of `request.outputs`. The arrays belong to the responder and
+        are never written to again, but several requests may hold views of one buffer: do not write into them."""
+
+    def fail(self, error: Exception) -> None:
+        """Why there is no answer; an error of `forwardpass_server.errors`, or a bug of ours."""
+
+
+class Request:
+    """A request that passed `Signature.check`.
+
+    Attributes:
+        inputs: arrays by index of the signature's inputs, first axis = rows for a batched model.
+        rows: rows it adds to a batch; 0 for an empty one, 1 for a model that is not batched.
+        nbytes: bytes of its input tensors, which count against the queue's limit.
+        outputs: indices of the signature's outputs that the caller wants, in its order.
+        deadline: `time.monotonic()` seconds after which nobody wants the answer; inf for never.
+        priority: 0 unless the caller gave one; carried, not yet used for order.
+        responder: who gets the answer.
+        timeline: its stamps.
+        merge_key: requests may share a run only if theirs are equal; set by the scheduler.
+    """
+
+    __slots__ = (
+        "deadline",
+        "inputs",
+        "merge_key",
+        "nbytes",
+        "outputs",
+        "priority",
+        "responder",
+        "rows",
+        "timeline",
+    )
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        *,
+        rows: int,
+        nbytes: int,
+        outputs: tuple[int, ...],
+        responder: Responder,
+        timeline: Timeline,
+        deadline: float = inf,
+        priority: int = 0,
+    ) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.nbytes = nbytes
+        self.outputs = outputs
+        self.deadline = deadline
+        self.priority = priority
+        self.responder = responder
+        self.timeline = timeline
+        self.merge_key: Hashable = None

@@ -1,0 +1,141 @@
+"""One batch from taken to answered: stack, run, split, reply; and if the run fails, find the guilty.
+
+A failed batch is halved and its halves run again, so that only requests that fail *alone* are failed. Where one half
+ran well the other must hold the guilty one, and is halved again without being run whole. With one guilty request among
+n that is at most 2·log2(n) + 1 runs and 3·n rows; however many are guilty, never more than 2·n - 1 runs.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from forwardpass_server.errors import CallCancelled, DeadlineExpired, ForwardpassError, RunFailed
+from forwardpass_server.observe.statistics import VersionStatistics
+from forwardpass_server.scheduling.batch import Stacker, wanted_outputs
+from forwardpass_server.scheduling.request import Array, Inputs, Request
+
+log = logging.getLogger(__name__)
+
+Run: TypeAlias = Callable[[Inputs, Sequence[int]], Sequence[Array]]
+"""The model: inputs in the order of the signature, indices of the outputs wanted → those outputs, in that order."""
+
+
+class Runner:
+    """Runs the batches of one instance and answers every request in them exactly once. Used by one thread at a time.
+
+    Args:
+        run: the model.
+        statistics: the version's account.
+        clock_ns: the monotonic clock.
+    """
+
+    def __init__(
+        self, run: Run, statistics: VersionStatistics, clock_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._run = run
+        self._statistics = statistics
+        self._clock_ns = clock_ns
+        self._stacker = Stacker()
+
+    def run(self, batch: Sequence[Request]) -> None:
+        """Run and answer. Raises nothing: what goes wrong goes to the requests it concerns."""
+        taken_ns = self._clock_ns()
+        for request in batch:
+            request.timeline.taken_ns = taken_ns
+        self._run_or_halve(batch, taken_ns)
+
+    def drop(self, dropped: Sequence[Request]) -> None:
+        """Answer requests that are not to be run: their caller left, or their deadline passed in the queue."""
+        for request in dropped:
+            self.fail(request, self._why_dropped(request))
+
+    def fail(self, request: Request, error: Exception) -> None:
+        """Answer one request with an error, and count it."""
+        self._statistics.refused(error, request.timeline.received_ns)
+        try:
+            request.responder.fail(error)
+        except Exception:
+            log.exception("a responder failed to fail; its caller waits for its deadline")
+
+    def _run_or_halve(self, batch: Sequence[Request], taken_ns: int, *, known_bad: bool = False) -> bool:
+        """Run a batch, or, once it has failed, its halves.
+
+        Args:
+            batch: the requests; those that died meanwhile are dropped.
+            taken_ns: when the first attempt was taken.
+            known_bad: it certainly fails whole; begin with its halves.
+
+        Returns:
+            Whether every request in it ran well together.
+        """
+        if not (known_bad and len(batch) > 1):
+            error = self._try(batch, taken_ns)
+            if error is None:
+                return True
+            self._statistics.run_failed()
+            if len(batch) == 1:
+                self.fail(batch[0], error)
+                return False
+        middle = len(batch) // 2
+        left, right = self._living(batch[:middle]), self._living(batch[middle:])
+        left_ran = not left or self._run_or_halve(left, taken_ns)
+        if right:
+            # Somebody who was in the failed batch may have been dropped since: then nothing is certain.
+            nobody_left = len(left) + len(right) == len(batch)
+            self._run_or_halve(right, taken_ns, known_bad=left_ran and nobody_left)
+        return False
+
+    def _try(self, batch: Sequence[Request], taken_ns: int) -> Exception | None:
+        """Run a batch and answer it; or answer nobody and return why it failed."""
+        try:
+            wanted = wanted_outputs(batch)
+            inputs = self._stacker.stack(batch)
+            start_ns = self._clock_ns()
+            outputs = self._run(inputs, wanted)
+            end_ns = self._clock_ns()
+            parts = self._stacker.split(outputs, wanted, batch)
+        except ForwardpassError as error:
+            return error
+        except Exception as error:
+            log.exception("a run raised what no session should raise")
+            wrapped = RunFailed(f"{type(error).__name__}: {error}")
+            wrapped.__cause__ = error
+            return wrapped
+        self._answer(batch, parts, taken_ns, start_ns, end_ns)
+        return None
+
+    def _answer(
+        self, batch: Sequence[Request], parts: list[list[Array]], taken_ns: int, start_ns: int, end_ns: int
+    ) -> None:
+        """Give every request its outputs; the results of those who left meanwhile are dropped."""
+        gone = [request for request in batch if request.responder.cancelled]
+        here = [request for request in batch if request not in gone] if gone else batch
+        rows = sum(request.rows for request in batch)
+        self._statistics.ran(here, rows, taken_ns, start_ns, end_ns)
+        for request, outputs in zip(batch, parts, strict=True):
+            timeline = request.timeline
+            timeline.run_start_ns = start_ns
+            timeline.run_end_ns = end_ns
+            if request in gone:
+                self.fail(request, CallCancelled("the caller left while its request ran"))
+                continue
+            try:
+                request.responder.succeed(outputs, request)
+            except Exception as error:
+                log.exception("a finished answer could not be sent")
+                self.fail(request, error)
+        self._statistics.answered(here)
+
+    def _living(self, batch: Sequence[Request]) -> list[Request]:
+        """Those whose callers still wait; the others are dropped."""
+        now = self._clock_ns() * 1e-9
+        dead = [request for request in batch if request.responder.cancelled or request.deadline <= now]
+        self.drop(dead)
+        return [request for request in batch if request not in dead]
+
+    def _why_dropped(self, request: Request) -> Exception:
+        if request.responder.cancelled:
+            return CallCancelled("the caller left while its request waited")
+        waited_ms = (self._clock_ns() - request.timeline.queued_ns) * 1e-6
+        return DeadlineExpired(f"the deadline passed after {waited_ms:.0f} ms in the queue; the model was not run")
