@@ -137,6 +137,9 @@ class AsyncClient(Session):
         except StopIteration as end:
             result: T = end.value
             return result
+        except ForwardpassError as error:
+            error.address = error.address or self.url
+            raise
 
     async def _carry_out(self, step: Ask | Pause, terms: Terms, stubs: Stubs) -> Answer | None:
         if isinstance(step, Pause):

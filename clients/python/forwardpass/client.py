@@ -157,6 +157,9 @@ class Client(Session):
         except StopIteration as end:
             result: T = end.value
             return result
+        except ForwardpassError as error:
+            error.address = error.address or self.url
+            raise
 
     def _carry_out(self, step: Ask | Pause, terms: Terms) -> Answer | None:
         if isinstance(step, Pause):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 
 from forwardpass import messages, methods
-from forwardpass.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, TryAgain
+from forwardpass.errors import DeadlineExceeded, ForwardpassError, InvalidRequest, ModelNotFound, TryAgain
 from forwardpass.results import Health, InferResult, ModelMetadata, ModelStatus, Parameter, ServerMetadata
 from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_proto import health_pb2
@@ -75,32 +75,36 @@ def infer(
     The metadata is asked for once. When a request built from remembered metadata is refused, the model may have been
     swapped for one with other datatypes: look again, and if they did change, try once more.
     """
+    wanted = [outputs] if isinstance(outputs, str) else list(outputs or ())
     signature = known.get((model, version))
     fresh = signature is None
-    if signature is None:
-        signature = yield from metadata(known, model, version)
-    wanted = [outputs] if isinstance(outputs, str) else list(outputs or ())
-    while True:
-        try:
-            request = messages.infer_request(
-                signature,
-                inputs,
-                model=model,
-                version=version,
-                outputs=wanted,
-                parameters=parameters or {},
-                request_id=request_id,
-                max_message_bytes=max_message_bytes,
-            )
-            answer = yield Ask(methods.INFER, request, label(model, version))
-            return messages.infer_result(answer.reply, answer.trailers)
-        except InvalidRequest:
-            if fresh:
-                raise
-            renewed = yield from metadata(known, model, version)
-            if renewed.inputs == signature.inputs:
-                raise
-            signature, fresh = renewed, True
+    try:
+        if signature is None:
+            signature = yield from metadata(known, model, version)
+        while True:
+            try:
+                request = messages.infer_request(
+                    signature,
+                    inputs,
+                    model=model,
+                    version=version,
+                    outputs=wanted,
+                    parameters=parameters or {},
+                    request_id=request_id,
+                    max_message_bytes=max_message_bytes,
+                )
+                answer = yield Ask(methods.INFER, request, label(model, version))
+                return messages.infer_result(answer.reply, answer.trailers)
+            except InvalidRequest:
+                if fresh:
+                    raise
+                renewed = yield from metadata(known, model, version)
+                if renewed.inputs == signature.inputs:
+                    raise
+                signature, fresh = renewed, True
+    except ForwardpassError as error:
+        error.model = error.model or label(model, version)  # found here, before sending or in the reply
+        raise
 
 
 def metadata(known: Signatures, model: str, version: str) -> Conversation[ModelMetadata]:

@@ -1,0 +1,458 @@
+"""`Client` against a real server: every rpc, errors, and what hostile or clumsy use does."""
+
+import math
+import threading
+import time
+from concurrent import futures
+
+import grpc
+import numpy as np
+import pytest
+
+from forwardpass import Client, Health
+from forwardpass import errors as e
+from forwardpass_proto import grpc_service_pb2 as pb
+
+
+def test_infer_answers_arrays_by_name_with_what_came_along(server, client):
+    def run(request, context):
+        context.set_trailing_metadata((("queue-us", "12"), ("blob-bin", b"\x00\xff")))
+        reply = server._ModelInfer(request, context)
+        reply.parameters["rows"].int64_param = 2
+        return reply
+
+    server.overrides["ModelInfer"] = run
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    result = client.infer("echo", {"x": x}, request_id="r-1")
+    np.testing.assert_array_equal(result["x"], x)
+    assert result["x"].dtype == np.float32
+    assert list(result) == ["x"]
+    assert (result.model_name, result.model_version, result.id) == ("echo", "1", "r-1")
+    assert result.parameters == {"rows": 2}
+    assert result.trailers["queue-us"] == "12"
+    assert result.trailers["blob-bin"] == b"\x00\xff"
+
+
+def test_a_missing_output_is_a_key_error_that_names_those_that_came(client):
+    with pytest.raises(KeyError, match="no output 'probabilities'; 'echo' answered x"):
+        client.infer("echo", {"x": [[1.0]]})["probabilities"]
+
+
+def test_lists_and_integers_are_converted_to_what_the_model_takes(client):
+    result = client.infer("echo", {"x": [[1, 2], [3, 4]]})
+    assert result["x"].dtype == np.float32
+    np.testing.assert_array_equal(result["x"], [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values"),
+    [
+        ("BOOL", np.array([True, False])),
+        ("UINT8", np.array([0, 255], np.uint8)),
+        ("UINT16", np.array([0, 65535], np.uint16)),
+        ("UINT32", np.array([0, 2**32 - 1], np.uint32)),
+        ("UINT64", np.array([0, 2**64 - 1], np.uint64)),
+        ("INT8", np.array([-128, 127], np.int8)),
+        ("INT16", np.array([-(2**15), 2**15 - 1], np.int16)),
+        ("INT32", np.array([-(2**31), 2**31 - 1], np.int32)),
+        ("INT64", np.array([-(2**63), 2**63 - 1], np.int64)),
+        ("FP16", np.array([1.5, -0.0, np.inf, np.nan, 6e-8], np.float16)),
+        ("FP32", np.array([1.5, -0.0, np.inf, np.nan, 1e-45], np.float32)),
+        ("FP64", np.array([1.5, -0.0, np.inf, np.nan, 5e-324], np.float64)),
+        ("BYTES", np.array([b"", b"a\0", "é".encode(), b"\xff" * 70_000], object)),
+    ],
+)
+def test_every_datatype_comes_back_bit_for_bit(server, client, make_echo, datatype, values):
+    server.models["m"] = make_echo(datatype)
+    answered = client.infer("m", {"x": values})["x"]
+    assert answered.dtype == values.dtype
+    if datatype == "BYTES":
+        assert list(answered) == list(values)
+    else:
+        assert answered.tobytes() == values.tobytes()
+
+
+def test_bfloat16_travels_as_its_high_bytes_and_comes_back_as_float32(server, client, make_echo):
+    server.models["m"] = make_echo("BF16")
+    answered = client.infer("m", {"x": [1.0, -2.5, 3.140625, math.inf]})["x"]
+    assert answered.dtype == np.float32
+    assert answered.tolist() == [1.0, -2.5, 3.140625, math.inf]
+
+
+def test_empty_tensors_and_scalars_keep_their_shape(client):
+    assert client.infer("echo", {"x": np.zeros((0, 3), np.float32)})["x"].shape == (0, 3)
+    assert client.infer("echo", {"x": 3.0})["x"].shape == ()
+
+
+def test_a_message_of_tens_of_mebibytes_passes(client):
+    x = np.ones((10, 1024, 1024), np.float32)
+    np.testing.assert_array_equal(client.infer("echo", {"x": x})["x"], x)
+
+
+def test_inputs_beyond_the_limit_are_refused_here_with_both_sizes(server, client):
+    with pytest.raises(e.TooLarge, match=r"hold 67108868 bytes, beyond the limit of 67108864"):
+        client.infer("echo", {"x": np.zeros(16 * 1024 * 1024 + 1, np.float32)})
+    assert server.count("ModelInfer") == 0
+
+
+def test_a_reply_beyond_the_limit_is_too_large_and_the_client_goes_on(server):
+    with Client(server.address, max_message_bytes=100_000, deadline_s=20) as small:
+        server.overrides["ModelInfer"] = lambda request, context: b"\0" * 200_000
+        with pytest.raises(e.TooLarge, match="larger than max"):
+            small.infer("echo", {"x": 1.0})
+        del server.overrides["ModelInfer"]
+        assert small.infer("echo", {"x": 1.0})["x"] == 1.0
+
+
+def test_metadata_is_asked_once_and_not_again(server, client):
+    for _ in range(5):
+        client.infer("echo", {"x": [[1.0]]})
+    assert server.count("ModelMetadata") == 1
+
+
+def test_metadata_is_asked_for_each_version(server, client):
+    client.infer("echo", {"x": 1.0}, version=1)
+    client.infer("echo", {"x": 1.0}, version="2")
+    assert server.count("ModelMetadata") == 2
+
+
+def test_a_model_swapped_for_another_datatype_is_noticed_and_the_call_succeeds(server, client, make_echo):
+    client.infer("echo", {"x": [1]})
+    server.models["echo"] = make_echo("INT64")
+    assert client.infer("echo", {"x": [1]})["x"].dtype == np.int64
+    assert server.count("ModelMetadata") == 2
+
+
+def test_a_swap_that_makes_the_inputs_convertible_is_noticed_before_sending(server, client, make_echo):
+    server.models["echo"] = make_echo("INT64")
+    client.infer("echo", {"x": [1]})
+    server.models["echo"] = make_echo("FP32")
+    assert client.infer("echo", {"x": [1.5]})["x"].tolist() == [1.5]
+
+
+def test_a_refused_request_is_not_sent_twice_when_the_model_is_what_it_was(server, client):
+    client.infer("echo", {"x": 1.0})
+
+    def refuse(request, context):
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape for input 'x': expected [-1,2], got [3]")
+
+    server.overrides["ModelInfer"] = refuse
+    with pytest.raises(e.InvalidRequest, match="unexpected shape") as caught:
+        client.infer("echo", {"x": [1.0, 2.0, 3.0]})
+    assert server.count("ModelInfer") == 2
+    assert (caught.value.model, caught.value.address, caught.value.code) == (
+        "echo",
+        server.address,
+        "INVALID_ARGUMENT",
+    )
+
+
+def test_an_unknown_input_is_refused_with_those_that_exist(client):
+    with pytest.raises(e.InvalidRequest, match=r"no input 'image'; the model takes x FP32 \[-1, -1\]"):
+        client.infer("echo", {"image": [1]})
+
+
+def test_an_error_found_before_sending_names_model_and_server(server, client):
+    with pytest.raises(e.InvalidRequest) as caught:
+        client.infer("echo", {"x": "text"}, version=3)
+    assert caught.value.model == "echo/3"
+    assert caught.value.address == server.address
+
+
+def test_requested_outputs_parameters_version_and_id_reach_the_server(server, client):
+    seen = []
+
+    def keep(request, context):
+        seen.append(request)
+        return server._ModelInfer(request, context)
+
+    server.overrides["ModelInfer"] = keep
+    parameters = {"b": True, "i": -7, "big": 2**63, "f": 0.5, "s": "text"}
+    client.infer("echo", {"x": 1.0}, ["x"], version=1, request_id="id", parameters=parameters)
+    client.infer("echo", {"x": 1.0}, outputs="x")
+    request = seen[0]
+    assert [output.name for output in request.outputs] == ["x"]
+    assert [output.name for output in seen[1].outputs] == ["x"]
+    assert (request.model_version, request.id) == ("1", "id")
+    kinds = {key: (value.WhichOneof("parameter_choice")) for key, value in request.parameters.items()}
+    assert kinds == {
+        "b": "bool_param",
+        "i": "int64_param",
+        "big": "uint64_param",
+        "f": "double_param",
+        "s": "string_param",
+    }
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, None, b"bytes", [1]])
+def test_a_parameter_of_no_wire_type_is_refused_by_name(client, value):
+    with pytest.raises(e.InvalidRequest, match="parameter 'p' is"):
+        client.infer("echo", {"x": 1.0}, parameters={"p": value})
+
+
+def test_an_unknown_model_is_not_found_with_the_servers_words(client):
+    with pytest.raises(e.ModelNotFound, match="unknown model: 'nope'") as caught:
+        client.infer("nope", {"x": 1})
+    assert caught.value.model == "nope"
+    assert caught.value.code == "NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("INVALID_ARGUMENT", e.InvalidRequest),
+        ("UNIMPLEMENTED", e.Unsupported),
+        ("UNAUTHENTICATED", e.Unauthenticated),
+        ("PERMISSION_DENIED", e.PermissionDenied),
+        ("CANCELLED", e.CallCancelled),
+        ("INTERNAL", e.ServerFault),
+        ("DATA_LOSS", e.ServerFault),
+        ("UNKNOWN", e.ServerFault),
+    ],
+)
+def test_a_status_becomes_its_error_with_the_servers_words(server, client, code, kind):
+    def fail(request, context):
+        context.abort(grpc.StatusCode[code], "tab\t and 🐈 line\r\nend")
+
+    server.overrides["ModelInfer"] = fail
+    with pytest.raises(kind) as caught:
+        client.infer("echo", {"x": 1.0})
+    assert caught.value.reason == "tab\t and 🐈 line\r\nend"
+    assert caught.value.code == code
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+
+
+def test_a_deadline_ends_a_slow_call_and_says_its_length(server, client):
+    leave = threading.Event()
+    server.overrides["ModelInfer"] = lambda request, context: leave.wait(20) and b""
+    started = time.monotonic()
+    with pytest.raises(e.DeadlineExceeded, match=r"no answer within 0\.3 s") as caught:
+        client.infer("echo", {"x": 1.0}, deadline_s=0.3)
+    assert 0.25 < time.monotonic() - started < 5
+    assert isinstance(caught.value, TimeoutError)
+    leave.set()
+
+
+def test_the_look_at_the_metadata_counts_into_the_deadline(server, client):
+    leave = threading.Event()
+    server.overrides["ModelMetadata"] = lambda request, context: leave.wait(20) and b""
+    with pytest.raises(e.DeadlineExceeded, match="model 'echo'"):
+        client.infer("echo", {"x": 1.0}, deadline_s=0.2)
+    leave.set()
+
+
+@pytest.mark.parametrize("deadline_s", [0, -1, math.nan])
+def test_a_senseless_deadline_is_refused(client, deadline_s):
+    with pytest.raises(e.ClientMisused, match="deadline_s must be above 0"):
+        client.infer("echo", {"x": 1.0}, deadline_s=deadline_s)
+
+
+def test_no_deadline_is_possible(server, client):
+    assert client.infer("echo", {"x": 1.0}, deadline_s=math.inf)["x"] == 1.0
+
+
+def test_the_other_questions(server, client):
+    assert client.live() is True
+    assert client.ready() is True
+    assert client.model_ready("echo") is True
+    assert client.server().name == "fake"
+    assert client.health() is Health.SERVING
+    assert client.health("echo") is Health.SERVING
+    assert client.health("nobody") is Health.SERVICE_UNKNOWN
+    metadata = client.metadata("echo")
+    assert (metadata.name, metadata.versions, metadata.platform) == ("echo", ("1",), "onnxruntime_onnx")
+    assert str(metadata.inputs[0]) == "x FP32 [-1, -1]"
+    with pytest.raises(e.ModelNotFound):
+        client.model_ready("nope")
+
+
+def test_labels_come_from_the_models_properties(server, client):
+    server.models["echo"].properties["forwardpass.labels"] = '["cat", "dog"]'
+    assert client.metadata("echo").labels == ("cat", "dog")
+
+
+def test_a_server_that_is_not_serving_still_answers_about_itself(server, client):
+    server.health = "NOT_SERVING"
+    assert client.health() is Health.NOT_SERVING
+    assert client.live() is True
+    assert client.ready() is False
+    assert client.model_ready("echo") is True
+
+
+def test_the_index_is_sorted_by_name_and_number(server, client):
+    server.index = [("b", "10", "READY", ""), ("b", "9", "UNAVAILABLE", "hash of model.onnx differs")]
+    server.index.append(("a", "1", "READY", ""))
+    assert [(row.name, row.version) for row in client.models()] == [("a", "1"), ("b", "9"), ("b", "10")]
+    assert client.models()[1].reason == "hash of model.onnx differs"
+    assert [row.version for row in client.models(only_ready=True)] == ["1", "10"]
+
+
+def test_a_server_without_an_index_is_unsupported(client):
+    with pytest.raises(e.Unsupported, match="RepositoryIndex"):
+        client.models()
+
+
+def test_waiting_for_a_model_ends_when_it_appears(server, client, make_echo):
+    with futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.wait_until_ready, "late", deadline_s=20)
+        while server.count("ModelReady") < 2:
+            assert not waiting.done()
+        server.models["late"] = make_echo("FP32")
+        waiting.result(20)
+
+
+def test_waiting_in_vain_ends_with_the_last_reason(client):
+    with pytest.raises(e.DeadlineExceeded, match="last seen: Request for unknown model: 'never'"):
+        client.wait_until_ready("never", deadline_s=0.5)
+
+
+def test_waiting_for_a_server_that_is_not_there_yet(make_server):
+    server = make_server()
+    server.stop()
+    with Client(server.address) as client, futures.ThreadPoolExecutor(1) as pool:
+        with pytest.raises(e.DeadlineExceeded, match="last seen: .*(refused|connect)"):
+            client.wait_until_ready(deadline_s=0.5)
+        waiting = pool.submit(client.wait_until_ready, deadline_s=30)
+        server.start()
+        waiting.result(30)
+
+
+def test_sixteen_threads_share_one_client_and_one_connection(server, client):
+    def ask(number):
+        return [client.infer("echo", {"x": [number, k]})["x"].tolist() == [number, k] for k in range(50)]
+
+    with futures.ThreadPoolExecutor(16) as pool:
+        assert all(all(answers) for answers in pool.map(ask, range(16)))
+    assert server.count("ModelInfer") == 800
+    assert len(server.peers) == 1
+
+
+def test_headers_of_the_client_and_of_the_call_reach_the_server(server):
+    with Client(server.address, headers={"x-team": "vision"}, token=lambda: "rotating") as client:
+        client.infer("echo", {"x": 1.0}, headers={"traceparent": "00-1", "raw-bin": b"\x00\x01"})
+    metadata = server.calls[-1][1]
+    assert metadata["x-team"] == "vision"
+    assert metadata["traceparent"] == "00-1"
+    assert metadata["raw-bin"] == b"\x00\x01"
+    assert metadata["authorization"] == "Bearer rotating"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Upper": "x"}, {"a b": "x"}, {"grpc-x": "1"}, {"k": "é"}, {"k": "a\nb"}, {"k-bin": "text"}, {"k": b"bytes"}],
+)
+def test_headers_that_http2_cannot_carry_are_refused_by_name(server, headers):
+    with pytest.raises(e.ClientMisused, match="header '"):
+        Client(server.address, headers=headers)
+
+
+def test_a_closed_client_says_so(server):
+    client = Client(server.address)
+    client.close()
+    client.close()
+    with pytest.raises(e.ClientMisused, match="closed"):
+        client.live()
+
+
+def test_closing_cancels_calls_in_flight(server, make_server):
+    arrived, leave = threading.Event(), threading.Event()
+
+    def hang(request, context):
+        arrived.set()
+        leave.wait(20)
+        return b""
+
+    server.overrides["ModelInfer"] = hang
+    client = Client(server.address)
+    with futures.ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.infer, "echo", {"x": 1.0})
+        assert arrived.wait(20)
+        client.close()
+        with pytest.raises(e.CallCancelled):
+            call.result(20)
+    leave.set()
+
+
+def test_a_client_carried_across_a_fork_says_so(client, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(e.ClientMisused, match="do not survive a fork"):
+        client.live()
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_requests_can_be_compressed(server, compression):
+    with Client(server.address, compression=compression) as client:
+        x = np.zeros((4, 1000), np.float32)
+        np.testing.assert_array_equal(client.infer("echo", {"x": x})["x"], x)
+    assert compression in server.calls[-1][1].get("grpc-internal-encoding-request", compression)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"compression": "zip"},
+        {"load_balancing": "random"},
+        {"deadline_s": 0},
+        {"max_message_bytes": 0},
+        {"keepalive_s": -1},
+    ],
+)
+def test_a_senseless_setting_is_refused_with_its_value(setting):
+    name, value = next(iter(setting.items()))
+    with pytest.raises(e.ClientMisused, match=f"{name}.*{value}"):
+        Client("127.0.0.1:1", **setting)
+
+
+def _reply(**fields):
+    return pb.ModelInferResponse(model_name="echo", **fields)
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (dict(outputs=[dict(name="x", datatype="FP32", shape=[2])], raw_output_contents=[b"1234"]), "takes 8 bytes, got 4"),
+        (dict(outputs=[dict(name="x", datatype="FP32", shape=[-1])], raw_output_contents=[b"1234"]), "negative"),
+        (dict(outputs=[dict(name="x", datatype="FP99", shape=[1])], raw_output_contents=[b"1234"]), "unknown datatype 'FP99'"),
+        (dict(outputs=[], raw_output_contents=[b"1234"]), "0 outputs came with 1 raw"),
+        (dict(outputs=[dict(name="x", datatype="FP16", shape=[1])]), "without raw contents"),
+        (dict(outputs=[dict(name="x", datatype="FP32", shape=[3])]), "came with 0 values"),
+        (dict(outputs=[dict(name="x", datatype="BYTES", shape=[1])], raw_output_contents=[b"\xff\xff\xff\xff"]), "ends inside element 0"),
+        (dict(outputs=[dict(name="x", datatype="BYTES", shape=[2**40])], raw_output_contents=[b"\0" * 8]), "1099511627776 BYTES elements"),
+        (dict(outputs=[dict(name="x", datatype="BYTES", shape=[1])], raw_output_contents=[b"\0" * 7]), "3 bytes beyond"),
+        (dict(outputs=[dict(name="x", datatype="BOOL", shape=[1])] * 2, raw_output_contents=[b"1", b"0"]), "came twice"),
+    ],
+)  # fmt: skip
+def test_a_reply_that_does_not_add_up_is_malformed(server, client, reply, words):
+    server.overrides["ModelInfer"] = lambda request, context: _reply(**reply)
+    with pytest.raises(e.MalformedReply, match=words) as caught:
+        client.infer("echo", {"x": 1.0})
+    assert caught.value.model == "echo"
+
+
+def test_bytes_that_are_no_message_are_a_servers_fault(server, client):
+    server.overrides["ModelInfer"] = lambda request, context: b"\xff\xff\xff"
+    with pytest.raises(e.ServerFault):
+        client.infer("echo", {"x": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("datatype", "contents", "values"),
+    [
+        ("FP32", {"fp32_contents": [0.5, -1.0]}, [0.5, -1.0]),
+        ("INT8", {"int_contents": [-128, 127]}, [-128, 127]),
+        ("UINT64", {"uint64_contents": [2**64 - 1, 0]}, [2**64 - 1, 0]),
+        ("BOOL", {"bool_contents": [True, False]}, [True, False]),
+        ("BYTES", {"bytes_contents": [b"a\0", b""]}, [b"a\0", b""]),
+    ],
+)
+def test_typed_contents_of_other_servers_are_read(server, client, datatype, contents, values):
+    output = {"name": "x", "datatype": datatype, "shape": [2], "contents": contents}
+    server.overrides["ModelInfer"] = lambda request, context: _reply(outputs=[output])
+    assert client.infer("echo", {"x": 1.0})["x"].tolist() == values
+
+
+def test_typed_contents_out_of_range_are_malformed(server, client):
+    output = {"name": "x", "datatype": "INT8", "shape": [1], "contents": {"int_contents": [300]}}
+    server.overrides["ModelInfer"] = lambda request, context: _reply(outputs=[output])
+    with pytest.raises(e.MalformedReply, match="300"):
+        client.infer("echo", {"x": 1.0})
