@@ -21,6 +21,7 @@ from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_proto import health_pb2
 
 SERVICE = "/inference.GRPCInferenceService/"
+RPCS = "ModelInfer ModelMetadata ModelReady RepositoryIndex ServerMetadata ServerLive ServerReady".split()
 MIB = 1024 * 1024
 Handler = Callable[[Any, Any], Any]
 
@@ -108,11 +109,7 @@ class FakeServer:
 
     def _handlers(self) -> Any:
         fake = self
-        types = {
-            rpc: (getattr(pb, f"{rpc}Request"), getattr(fake, f"_{rpc}"))
-            for rpc in ("ModelInfer", "ModelMetadata", "ModelReady", "RepositoryIndex")
-            + ("ServerMetadata", "ServerLive", "ServerReady")
-        }
+        types = {rpc: (getattr(pb, f"{rpc}Request"), getattr(fake, f"_{rpc}")) for rpc in RPCS}
 
         class Generic(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
             def service(self, details: Any) -> Any:

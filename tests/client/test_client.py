@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from concurrent import futures
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,8 +15,8 @@ from forwardpass import errors as e
 from forwardpass_proto import grpc_service_pb2 as pb
 
 
-def test_infer_answers_arrays_by_name_with_what_came_along(server, client):
-    def run(request, context):
+def test_infer_answers_arrays_by_name_with_what_came_along(server: Any, client: Client) -> None:
+    def run(request: Any, context: Any) -> Any:
         context.set_trailing_metadata((("queue-us", "12"), ("blob-bin", b"\x00\xff")))
         reply = server._ModelInfer(request, context)
         reply.parameters["rows"].int64_param = 2
@@ -33,12 +34,12 @@ def test_infer_answers_arrays_by_name_with_what_came_along(server, client):
     assert result.trailers["blob-bin"] == b"\x00\xff"
 
 
-def test_a_missing_output_is_a_key_error_that_names_those_that_came(client):
+def test_a_missing_output_is_a_key_error_that_names_those_that_came(client: Client) -> None:
     with pytest.raises(KeyError, match="no output 'probabilities'; 'echo' answered x"):
         client.infer("echo", {"x": [[1.0]]})["probabilities"]
 
 
-def test_lists_and_integers_are_converted_to_what_the_model_takes(client):
+def test_lists_and_integers_are_converted_to_what_the_model_takes(client: Client) -> None:
     result = client.infer("echo", {"x": [[1, 2], [3, 4]]})
     assert result["x"].dtype == np.float32
     np.testing.assert_array_equal(result["x"], [[1, 2], [3, 4]])
@@ -62,7 +63,9 @@ def test_lists_and_integers_are_converted_to_what_the_model_takes(client):
         ("BYTES", np.array([b"", b"a\0", "é".encode(), b"\xff" * 70_000], object)),
     ],
 )
-def test_every_datatype_comes_back_bit_for_bit(server, client, make_echo, datatype, values):
+def test_every_datatype_comes_back_bit_for_bit(
+    server: Any, client: Client, make_echo: Any, datatype: Any, values: Any
+) -> None:
     server.models["m"] = make_echo(datatype)
     answered = client.infer("m", {"x": values})["x"]
     assert answered.dtype == values.dtype
@@ -72,30 +75,32 @@ def test_every_datatype_comes_back_bit_for_bit(server, client, make_echo, dataty
         assert answered.tobytes() == values.tobytes()
 
 
-def test_bfloat16_travels_as_its_high_bytes_and_comes_back_as_float32(server, client, make_echo):
+def test_bfloat16_travels_as_its_high_bytes_and_comes_back_as_float32(
+    server: Any, client: Client, make_echo: Any
+) -> None:
     server.models["m"] = make_echo("BF16")
     answered = client.infer("m", {"x": [1.0, -2.5, 3.140625, math.inf]})["x"]
     assert answered.dtype == np.float32
     assert answered.tolist() == [1.0, -2.5, 3.140625, math.inf]
 
 
-def test_empty_tensors_and_scalars_keep_their_shape(client):
+def test_empty_tensors_and_scalars_keep_their_shape(client: Client) -> None:
     assert client.infer("echo", {"x": np.zeros((0, 3), np.float32)})["x"].shape == (0, 3)
     assert client.infer("echo", {"x": 3.0})["x"].shape == ()
 
 
-def test_a_message_of_tens_of_mebibytes_passes(client):
+def test_a_message_of_tens_of_mebibytes_passes(client: Client) -> None:
     x = np.ones((10, 1024, 1024), np.float32)
     np.testing.assert_array_equal(client.infer("echo", {"x": x})["x"], x)
 
 
-def test_inputs_beyond_the_limit_are_refused_here_with_both_sizes(server, client):
+def test_inputs_beyond_the_limit_are_refused_here_with_both_sizes(server: Any, client: Client) -> None:
     with pytest.raises(e.TooLarge, match=r"hold 67108868 bytes, beyond the limit of 67108864"):
         client.infer("echo", {"x": np.zeros(16 * 1024 * 1024 + 1, np.float32)})
     assert server.count("ModelInfer") == 0
 
 
-def test_a_reply_beyond_the_limit_is_too_large_and_the_client_goes_on(server):
+def test_a_reply_beyond_the_limit_is_too_large_and_the_client_goes_on(server: Any) -> None:
     with Client(server.address, max_message_bytes=100_000, deadline_s=20) as small:
         server.overrides["ModelInfer"] = lambda request, context: b"\0" * 200_000
         with pytest.raises(e.TooLarge, match="larger than max"):
@@ -104,36 +109,40 @@ def test_a_reply_beyond_the_limit_is_too_large_and_the_client_goes_on(server):
         assert small.infer("echo", {"x": 1.0})["x"] == 1.0
 
 
-def test_metadata_is_asked_once_and_not_again(server, client):
+def test_metadata_is_asked_once_and_not_again(server: Any, client: Client) -> None:
     for _ in range(5):
         client.infer("echo", {"x": [[1.0]]})
     assert server.count("ModelMetadata") == 1
 
 
-def test_metadata_is_asked_for_each_version(server, client):
+def test_metadata_is_asked_for_each_version(server: Any, client: Client) -> None:
     client.infer("echo", {"x": 1.0}, version=1)
     client.infer("echo", {"x": 1.0}, version="2")
     assert server.count("ModelMetadata") == 2
 
 
-def test_a_model_swapped_for_another_datatype_is_noticed_and_the_call_succeeds(server, client, make_echo):
+def test_a_model_swapped_for_another_datatype_is_noticed_and_the_call_succeeds(
+    server: Any, client: Client, make_echo: Any
+) -> None:
     client.infer("echo", {"x": [1]})
     server.models["echo"] = make_echo("INT64")
     assert client.infer("echo", {"x": [1]})["x"].dtype == np.int64
     assert server.count("ModelMetadata") == 2
 
 
-def test_a_swap_that_makes_the_inputs_convertible_is_noticed_before_sending(server, client, make_echo):
+def test_a_swap_that_makes_the_inputs_convertible_is_noticed_before_sending(
+    server: Any, client: Client, make_echo: Any
+) -> None:
     server.models["echo"] = make_echo("INT64")
     client.infer("echo", {"x": [1]})
     server.models["echo"] = make_echo("FP32")
     assert client.infer("echo", {"x": [1.5]})["x"].tolist() == [1.5]
 
 
-def test_a_refused_request_is_not_sent_twice_when_the_model_is_what_it_was(server, client):
+def test_a_refused_request_is_not_sent_twice_when_the_model_is_what_it_was(server: Any, client: Client) -> None:
     client.infer("echo", {"x": 1.0})
 
-    def refuse(request, context):
+    def refuse(request: Any, context: Any) -> Any:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape for input 'x': expected [-1,2], got [3]")
 
     server.overrides["ModelInfer"] = refuse
@@ -147,27 +156,27 @@ def test_a_refused_request_is_not_sent_twice_when_the_model_is_what_it_was(serve
     )
 
 
-def test_an_unknown_input_is_refused_with_those_that_exist(client):
+def test_an_unknown_input_is_refused_with_those_that_exist(client: Client) -> None:
     with pytest.raises(e.InvalidRequest, match=r"no input 'image'; the model takes x FP32 \[-1, -1\]"):
         client.infer("echo", {"image": [1]})
 
 
-def test_an_error_found_before_sending_names_model_and_server(server, client):
+def test_an_error_found_before_sending_names_model_and_server(server: Any, client: Client) -> None:
     with pytest.raises(e.InvalidRequest) as caught:
         client.infer("echo", {"x": "text"}, version=3)
     assert caught.value.model == "echo/3"
     assert caught.value.address == server.address
 
 
-def test_requested_outputs_parameters_version_and_id_reach_the_server(server, client):
+def test_requested_outputs_parameters_version_and_id_reach_the_server(server: Any, client: Client) -> None:
     seen = []
 
-    def keep(request, context):
+    def keep(request: Any, context: Any) -> Any:
         seen.append(request)
         return server._ModelInfer(request, context)
 
     server.overrides["ModelInfer"] = keep
-    parameters = {"b": True, "i": -7, "big": 2**63, "f": 0.5, "s": "text"}
+    parameters: dict[str, Any] = {"b": True, "i": -7, "big": 2**63, "f": 0.5, "s": "text"}
     client.infer("echo", {"x": 1.0}, ["x"], version=1, request_id="id", parameters=parameters)
     client.infer("echo", {"x": 1.0}, outputs="x")
     request = seen[0]
@@ -185,12 +194,12 @@ def test_requested_outputs_parameters_version_and_id_reach_the_server(server, cl
 
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, None, b"bytes", [1]])
-def test_a_parameter_of_no_wire_type_is_refused_by_name(client, value):
+def test_a_parameter_of_no_wire_type_is_refused_by_name(client: Client, value: Any) -> None:
     with pytest.raises(e.InvalidRequest, match="parameter 'p' is"):
         client.infer("echo", {"x": 1.0}, parameters={"p": value})
 
 
-def test_an_unknown_model_is_not_found_with_the_servers_words(client):
+def test_an_unknown_model_is_not_found_with_the_servers_words(client: Client) -> None:
     with pytest.raises(e.ModelNotFound, match="unknown model: 'nope'") as caught:
         client.infer("nope", {"x": 1})
     assert caught.value.model == "nope"
@@ -210,8 +219,8 @@ def test_an_unknown_model_is_not_found_with_the_servers_words(client):
         ("UNKNOWN", e.ServerFault),
     ],
 )
-def test_a_status_becomes_its_error_with_the_servers_words(server, client, code, kind):
-    def fail(request, context):
+def test_a_status_becomes_its_error_with_the_servers_words(server: Any, client: Client, code: Any, kind: Any) -> None:
+    def fail(request: Any, context: Any) -> Any:
         context.abort(grpc.StatusCode[code], "tab\t and 🐈 line\r\nend")
 
     server.overrides["ModelInfer"] = fail
@@ -222,7 +231,7 @@ def test_a_status_becomes_its_error_with_the_servers_words(server, client, code,
     assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 
-def test_a_deadline_ends_a_slow_call_and_says_its_length(server, client):
+def test_a_deadline_ends_a_slow_call_and_says_its_length(server: Any, client: Client) -> None:
     leave = threading.Event()
     server.overrides["ModelInfer"] = lambda request, context: leave.wait(20) and b""
     started = time.monotonic()
@@ -233,7 +242,7 @@ def test_a_deadline_ends_a_slow_call_and_says_its_length(server, client):
     leave.set()
 
 
-def test_the_look_at_the_metadata_counts_into_the_deadline(server, client):
+def test_the_look_at_the_metadata_counts_into_the_deadline(server: Any, client: Client) -> None:
     leave = threading.Event()
     server.overrides["ModelMetadata"] = lambda request, context: leave.wait(20) and b""
     with pytest.raises(e.DeadlineExceeded, match="model 'echo'"):
@@ -242,16 +251,16 @@ def test_the_look_at_the_metadata_counts_into_the_deadline(server, client):
 
 
 @pytest.mark.parametrize("deadline_s", [0, -1, math.nan])
-def test_a_senseless_deadline_is_refused(client, deadline_s):
+def test_a_senseless_deadline_is_refused(client: Client, deadline_s: Any) -> None:
     with pytest.raises(e.ClientMisused, match="deadline_s must be above 0"):
         client.infer("echo", {"x": 1.0}, deadline_s=deadline_s)
 
 
-def test_no_deadline_is_possible(server, client):
+def test_no_deadline_is_possible(server: Any, client: Client) -> None:
     assert client.infer("echo", {"x": 1.0}, deadline_s=math.inf)["x"] == 1.0
 
 
-def test_the_other_questions(server, client):
+def test_the_other_questions(server: Any, client: Client) -> None:
     assert client.live() is True
     assert client.ready() is True
     assert client.model_ready("echo") is True
@@ -266,12 +275,12 @@ def test_the_other_questions(server, client):
         client.model_ready("nope")
 
 
-def test_labels_come_from_the_models_properties(server, client):
+def test_labels_come_from_the_models_properties(server: Any, client: Client) -> None:
     server.models["echo"].properties["forwardpass.labels"] = '["cat", "dog"]'
     assert client.metadata("echo").labels == ("cat", "dog")
 
 
-def test_a_server_that_is_not_serving_still_answers_about_itself(server, client):
+def test_a_server_that_is_not_serving_still_answers_about_itself(server: Any, client: Client) -> None:
     server.health = "NOT_SERVING"
     assert client.health() is Health.NOT_SERVING
     assert client.live() is True
@@ -279,7 +288,7 @@ def test_a_server_that_is_not_serving_still_answers_about_itself(server, client)
     assert client.model_ready("echo") is True
 
 
-def test_the_index_is_sorted_by_name_and_number(server, client):
+def test_the_index_is_sorted_by_name_and_number(server: Any, client: Client) -> None:
     server.index = [("b", "10", "READY", ""), ("b", "9", "UNAVAILABLE", "hash of model.onnx differs")]
     server.index.append(("a", "1", "READY", ""))
     assert [(row.name, row.version) for row in client.models()] == [("a", "1"), ("b", "9"), ("b", "10")]
@@ -287,12 +296,12 @@ def test_the_index_is_sorted_by_name_and_number(server, client):
     assert [row.version for row in client.models(only_ready=True)] == ["1", "10"]
 
 
-def test_a_server_without_an_index_is_unsupported(client):
+def test_a_server_without_an_index_is_unsupported(client: Client) -> None:
     with pytest.raises(e.Unsupported, match="RepositoryIndex"):
         client.models()
 
 
-def test_waiting_for_a_model_ends_when_it_appears(server, client, make_echo):
+def test_waiting_for_a_model_ends_when_it_appears(server: Any, client: Client, make_echo: Any) -> None:
     with futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.wait_until_ready, "late", deadline_s=20)
         while server.count("ModelReady") < 2:
@@ -301,24 +310,24 @@ def test_waiting_for_a_model_ends_when_it_appears(server, client, make_echo):
         waiting.result(20)
 
 
-def test_waiting_in_vain_ends_with_the_last_reason(client):
+def test_waiting_in_vain_ends_with_the_last_reason(client: Client) -> None:
     with pytest.raises(e.DeadlineExceeded, match="last seen: Request for unknown model: 'never'"):
         client.wait_until_ready("never", deadline_s=0.5)
 
 
-def test_waiting_for_a_server_that_is_not_there_yet(make_server):
+def test_waiting_for_a_server_that_is_not_there_yet(make_server: Any) -> None:
     server = make_server()
     server.stop()
     with Client(server.address) as client, futures.ThreadPoolExecutor(1) as pool:
-        with pytest.raises(e.DeadlineExceeded, match="last seen: .*(refused|connect)"):
+        with pytest.raises(e.DeadlineExceeded, match=r"last seen: .*(refused|connect)"):
             client.wait_until_ready(deadline_s=0.5)
         waiting = pool.submit(client.wait_until_ready, deadline_s=30)
         server.start()
         waiting.result(30)
 
 
-def test_sixteen_threads_share_one_client_and_one_connection(server, client):
-    def ask(number):
+def test_sixteen_threads_share_one_client_and_one_connection(server: Any, client: Client) -> None:
+    def ask(number: Any) -> Any:
         return [client.infer("echo", {"x": [number, k]})["x"].tolist() == [number, k] for k in range(50)]
 
     with futures.ThreadPoolExecutor(16) as pool:
@@ -327,7 +336,7 @@ def test_sixteen_threads_share_one_client_and_one_connection(server, client):
     assert len(server.peers) == 1
 
 
-def test_headers_of_the_client_and_of_the_call_reach_the_server(server):
+def test_headers_of_the_client_and_of_the_call_reach_the_server(server: Any) -> None:
     with Client(server.address, headers={"x-team": "vision"}, token=lambda: "rotating") as client:
         client.infer("echo", {"x": 1.0}, headers={"traceparent": "00-1", "raw-bin": b"\x00\x01"})
     metadata = server.calls[-1][1]
@@ -341,12 +350,12 @@ def test_headers_of_the_client_and_of_the_call_reach_the_server(server):
     "headers",
     [{"Upper": "x"}, {"a b": "x"}, {"grpc-x": "1"}, {"k": "é"}, {"k": "a\nb"}, {"k-bin": "text"}, {"k": b"bytes"}],
 )
-def test_headers_that_http2_cannot_carry_are_refused_by_name(server, headers):
+def test_headers_that_http2_cannot_carry_are_refused_by_name(server: Any, headers: Any) -> None:
     with pytest.raises(e.ClientMisused, match="header '"):
         Client(server.address, headers=headers)
 
 
-def test_a_closed_client_says_so(server):
+def test_a_closed_client_says_so(server: Any) -> None:
     client = Client(server.address)
     client.close()
     client.close()
@@ -354,10 +363,10 @@ def test_a_closed_client_says_so(server):
         client.live()
 
 
-def test_closing_cancels_calls_in_flight(server, make_server):
+def test_closing_cancels_calls_in_flight(server: Any, make_server: Any) -> None:
     arrived, leave = threading.Event(), threading.Event()
 
-    def hang(request, context):
+    def hang(request: Any, context: Any) -> Any:
         arrived.set()
         leave.wait(20)
         return b""
@@ -373,14 +382,14 @@ def test_closing_cancels_calls_in_flight(server, make_server):
     leave.set()
 
 
-def test_a_client_carried_across_a_fork_says_so(client, monkeypatch):
+def test_a_client_carried_across_a_fork_says_so(client: Client, monkeypatch: Any) -> None:
     monkeypatch.setattr("os.getpid", lambda: -1)
     with pytest.raises(e.ClientMisused, match="do not survive a fork"):
         client.live()
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
-def test_requests_can_be_compressed(server, compression):
+def test_requests_can_be_compressed(server: Any, compression: Any) -> None:
     with Client(server.address, compression=compression) as client:
         x = np.zeros((4, 1000), np.float32)
         np.testing.assert_array_equal(client.infer("echo", {"x": x})["x"], x)
@@ -397,39 +406,45 @@ def test_requests_can_be_compressed(server, compression):
         {"keepalive_s": -1},
     ],
 )
-def test_a_senseless_setting_is_refused_with_its_value(setting):
+def test_a_senseless_setting_is_refused_with_its_value(setting: Any) -> None:
     name, value = next(iter(setting.items()))
     with pytest.raises(e.ClientMisused, match=f"{name}.*{value}"):
         Client("127.0.0.1:1", **setting)
 
 
-def _reply(**fields):
+def _reply(**fields: Any) -> Any:
     return pb.ModelInferResponse(model_name="echo", **fields)
 
 
+def _output(datatype: str, *shape: int) -> dict[str, Any]:
+    return {"name": "x", "datatype": datatype, "shape": shape}
+
+
 @pytest.mark.parametrize(
-    ("reply", "words"),
+    ("outputs", "raws", "words"),
     [
-        (dict(outputs=[dict(name="x", datatype="FP32", shape=[2])], raw_output_contents=[b"1234"]), "takes 8 bytes, got 4"),
-        (dict(outputs=[dict(name="x", datatype="FP32", shape=[-1])], raw_output_contents=[b"1234"]), "negative"),
-        (dict(outputs=[dict(name="x", datatype="FP99", shape=[1])], raw_output_contents=[b"1234"]), "unknown datatype 'FP99'"),
-        (dict(outputs=[], raw_output_contents=[b"1234"]), "0 outputs came with 1 raw"),
-        (dict(outputs=[dict(name="x", datatype="FP16", shape=[1])]), "without raw contents"),
-        (dict(outputs=[dict(name="x", datatype="FP32", shape=[3])]), "came with 0 values"),
-        (dict(outputs=[dict(name="x", datatype="BYTES", shape=[1])], raw_output_contents=[b"\xff\xff\xff\xff"]), "ends inside element 0"),
-        (dict(outputs=[dict(name="x", datatype="BYTES", shape=[2**40])], raw_output_contents=[b"\0" * 8]), "1099511627776 BYTES elements"),
-        (dict(outputs=[dict(name="x", datatype="BYTES", shape=[1])], raw_output_contents=[b"\0" * 7]), "3 bytes beyond"),
-        (dict(outputs=[dict(name="x", datatype="BOOL", shape=[1])] * 2, raw_output_contents=[b"1", b"0"]), "came twice"),
+        ([_output("FP32", 2)], [b"1234"], "takes 8 bytes, got 4"),
+        ([_output("FP32", -1)], [b"1234"], "negative"),
+        ([_output("FP99", 1)], [b"1234"], "unknown datatype 'FP99'"),
+        ([], [b"1234"], "0 outputs came with 1 raw"),
+        ([_output("FP16", 1)], [], "without raw contents"),
+        ([_output("FP32", 3)], [], "came with 0 values"),
+        ([_output("BYTES", 1)], [b"\xff\xff\xff\xff"], "ends inside element 0"),
+        ([_output("BYTES", 2**40)], [b"\0" * 8], "1099511627776 BYTES elements"),
+        ([_output("BYTES", 1)], [b"\0" * 7], "3 bytes beyond"),
+        ([_output("BOOL", 1), _output("BOOL", 1)], [b"1", b"0"], "came twice"),
     ],
-)  # fmt: skip
-def test_a_reply_that_does_not_add_up_is_malformed(server, client, reply, words):
-    server.overrides["ModelInfer"] = lambda request, context: _reply(**reply)
+)
+def test_a_reply_that_does_not_add_up_is_malformed(
+    server: Any, client: Client, outputs: Any, raws: Any, words: Any
+) -> None:
+    server.overrides["ModelInfer"] = lambda request, context: _reply(outputs=outputs, raw_output_contents=raws)
     with pytest.raises(e.MalformedReply, match=words) as caught:
         client.infer("echo", {"x": 1.0})
     assert caught.value.model == "echo"
 
 
-def test_bytes_that_are_no_message_are_a_servers_fault(server, client):
+def test_bytes_that_are_no_message_are_a_servers_fault(server: Any, client: Client) -> None:
     server.overrides["ModelInfer"] = lambda request, context: b"\xff\xff\xff"
     with pytest.raises(e.ServerFault):
         client.infer("echo", {"x": 1.0})
@@ -445,13 +460,15 @@ def test_bytes_that_are_no_message_are_a_servers_fault(server, client):
         ("BYTES", {"bytes_contents": [b"a\0", b""]}, [b"a\0", b""]),
     ],
 )
-def test_typed_contents_of_other_servers_are_read(server, client, datatype, contents, values):
+def test_typed_contents_of_other_servers_are_read(
+    server: Any, client: Client, datatype: Any, contents: Any, values: Any
+) -> None:
     output = {"name": "x", "datatype": datatype, "shape": [2], "contents": contents}
     server.overrides["ModelInfer"] = lambda request, context: _reply(outputs=[output])
     assert client.infer("echo", {"x": 1.0})["x"].tolist() == values
 
 
-def test_typed_contents_out_of_range_are_malformed(server, client):
+def test_typed_contents_out_of_range_are_malformed(server: Any, client: Client) -> None:
     output = {"name": "x", "datatype": "INT8", "shape": [1], "contents": {"int_contents": [300]}}
     server.overrides["ModelInfer"] = lambda request, context: _reply(outputs=[output])
     with pytest.raises(e.MalformedReply, match="300"):
