@@ -1,0 +1,190 @@
+"""One loaded model: arrays in, arrays out, and ONNX Runtime's errors in our own words.
+
+Threads: one intra-op thread unless told otherwise, since instances and processes are how this server uses cores.
+Spinning is off above one: it burned 31 times the CPU for no gain (20 requests a second on one core: 24,981 µs of CPU a
+request with two spinning threads, 808 µs with two that sleep, 739 µs with one).
+
+`run` calls the handle under `onnxruntime.InferenceSession` (`_sess`), as the wrapper's own checks repeat
+`Signature.check` and its retry would fall back to the CPU in silence: 5.5 µs a run of a 10-10-1 network, not 12.5.
+A test of this room fails when a new ONNX Runtime no longer has it.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
+from forwardpass_server.runtime import providers
+from forwardpass_server.runtime.providers import Plan
+from forwardpass_server.tensors.dtypes import BF16
+from forwardpass_server.tensors.signature import Signature
+
+_FATAL_ONLY = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How a session uses the machine."""
+
+    intra_op_threads: int = 1
+    """Threads inside one run."""
+
+    def __post_init__(self) -> None:
+        if self.intra_op_threads < 1:
+            raise ValueError(f"intra_op_threads is {self.intra_op_threads}; it must be at least 1")
+
+
+def ort_options(options: SessionOptions) -> ort.SessionOptions:
+    """The same in ONNX Runtime's words, with what this server always sets."""
+    of_ort = ort.SessionOptions()
+    of_ort.intra_op_num_threads = options.intra_op_threads
+    of_ort.inter_op_num_threads = 1
+    of_ort.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # A failed run raises; ONNX Runtime's own line beside it would let callers write into our log.
+    of_ort.log_severity_level = _FATAL_ONLY
+    if options.intra_op_threads > 1:
+        of_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return of_ort
+
+
+class Session:
+    """A model on its device. `run` may be called on several threads at once.
+
+    Args:
+        path: the .onnx file, already found safe to open (`lifecycle.verify`).
+        signature: read from the same file.
+        plan: where it shall run.
+        options: how it uses the machine.
+
+    Raises:
+        LoadFailed: ONNX Runtime refuses the file, or the session ended on another provider than planned.
+    """
+
+    def __init__(
+        self, path: Path | str, signature: Signature, plan: Plan, options: SessionOptions | None = None
+    ) -> None:
+        path = Path(path)
+        self.signature = signature
+        providers.preload()
+        try:
+            session = ort.InferenceSession(
+                str(path), ort_options(options or SessionOptions()), **providers.arguments(plan)
+            )
+        except Exception as error:
+            raise LoadFailed(f"ONNX Runtime cannot load {path.name}: {_text(error, path)}") from error
+        self.provider: str = session.get_providers()[0]
+        """The execution provider that runs it: "CPUExecutionProvider"."""
+        if self.provider != plan.expected:
+            raise LoadFailed(
+                f"{path.name} was to run on {plan.expected} and ONNX Runtime put it on {self.provider}: "
+                f"{providers.missing_library(plan.expected) or 'it gave no reason'}"
+            )
+        self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        """`metadata_props` of the file."""
+        self._handle = session._sess
+        self._inputs = [spec.name for spec in signature.inputs]
+        self._outputs = [spec.name for spec in signature.outputs]
+        _same_names(path.name, "inputs", self._inputs, [value.name for value in session.get_inputs()])
+        _same_names(path.name, "outputs", self._outputs, [value.name for value in session.get_outputs()])
+        self._bf16 = frozenset(index for index, spec in enumerate(signature.inputs) if spec.dtype is BF16)
+        self._by_value = any(spec.dtype is BF16 for spec in (*signature.inputs, *signature.outputs))
+        self._names_of: dict[tuple[int, ...], list[str]] = {}
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = _FATAL_ONLY
+        self._terminated = False
+
+    def run(self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int]) -> list[np.ndarray]:
+        """Run the model. The GIL is released while it runs.
+
+        Args:
+            inputs: one array per input of the signature, with its dtype (BF16 as uint16 bit patterns, BYTES as objects
+                of type `str`); None for an optional input. Not written to.
+            outputs: indices of the outputs wanted.
+
+        Returns:
+            The outputs in that order, in memory that nothing else uses.
+
+        Raises:
+            InvalidRequest: ONNX Runtime blames the data: an index out of range, for instance.
+            RunFailed: anything else; its text is for the log.
+        """
+        names = self._names_of.get(tuple(outputs)) or self._names(outputs)
+        feed = {}
+        for name, array in zip(self._inputs, inputs, strict=True):
+            if array is not None:
+                # A view into a message lies at any address, and kernels compiled for aligned floats may crash on it.
+                feed[name] = array if array.flags.aligned else array.copy()
+        if self._terminated:
+            raise RunFailed("the session was closed")
+        try:
+            if self._by_value:
+                return self._run_values(feed, names)
+            return self._handle.run(names, feed, self._options)  # type: ignore[no-any-return]
+        except ort_errors.InvalidArgument as error:
+            raise InvalidRequest(f"the model cannot compute with these values: {_reason(error)}") from error
+        except Exception as error:
+            raise RunFailed(_one_line(error)) from error
+
+    def terminate(self) -> None:
+        """End every run in progress at its next node, and refuse further ones. Any thread."""
+        self._terminated = True
+        self._options.terminate = True
+
+    def close(self) -> None:
+        """Let go of the model and its device memory. No run may be in progress; `run` fails afterwards."""
+        self._terminated = True
+        self._handle = None
+
+    def _names(self, outputs: Sequence[int]) -> list[str]:
+        names = self._names_of[tuple(outputs)] = [self._outputs[index] for index in outputs]
+        return names
+
+    def _run_values(self, feed: dict[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
+        """The same by OrtValues, which alone can carry BF16: numpy has no such type."""
+        bf16 = {self._inputs[index] for index in self._bf16}
+        values = {}
+        kept = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in feed.items()}
+        for name, array in kept.items():
+            wrapped = (
+                ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BF16.onnx)
+                if name in bf16
+                else ort.OrtValue.ortvalue_from_numpy(array)
+            )
+            values[name] = wrapped._get_c_value()
+        return [_to_numpy(value) for value in self._handle.run_with_ort_values(values, names, self._options)]
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    """An output that came as an OrtValue on the host; BF16 as uint16, copied."""
+    if value.data_type() != BF16.ort:
+        array: np.ndarray = value.numpy()
+        return array
+    shape = tuple(value.shape())
+    nbytes = int(np.prod(shape)) * BF16.itemsize
+    return np.frombuffer(ctypes.string_at(value.data_ptr(), nbytes), BF16.numpy).reshape(shape)
+
+
+def _same_names(file: str, role: str, ours: list[str], theirs: list[str]) -> None:
+    if ours != theirs:
+        raise LoadFailed(f"{file}: its graph has the {role} {ours}, and ONNX Runtime sees {theirs}")
+
+
+def _reason(error: Exception) -> str:
+    """Why ONNX Runtime refused the data, without the nodes and file names that it puts before."""
+    text = _one_line(error)
+    return text.rpartition("Status Message: ")[2] or text
+
+
+def _text(error: Exception, path: Path) -> str:
+    """An error without the folder it happened in: reasons are shown to callers."""
+    return _one_line(error).replace(str(path), path.name)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
