@@ -1,0 +1,162 @@
+"""From a finished run to a served version: gates, export, parity, golden examples, and one rename into the repository.
+
+The one thing to know: whatever fails, fails before the repository changes. A version that is there has met the recipe's
+gates (or says in its manifest which it missed), answers as the network in torch does, and carries the examples with
+which the server proves it again on its own device.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx.numpy_helper
+import torch
+
+from forwardpass_server.lifecycle import repository
+from forwardpass_server.lifecycle.repository import MODEL_FILE, Contents, GoldenSet, VersionFolder
+from forwardpass_training import run
+from forwardpass_training.config import Gate
+from forwardpass_training.errors import PublishFailed
+from forwardpass_training.export import export
+from forwardpass_training.exportable import Exportable
+from forwardpass_training.folder import RunFolder
+from forwardpass_training.verify import ParityReport, measure
+
+PARITY_FILE = "parity.json"
+
+GOLDEN_BATCHES = (1, 3, 8)
+# The server may run on another processor, or on a GPU, whose kernels add in yet another order: ten times the tolerance
+# of parity, which is measured here and now.
+GOLDEN_ATOL = 1e-4
+GOLDEN_RTOL = 1e-4
+
+
+def publish(run_folder: Path, root: Path, *, model: str | None = None, force: bool = False) -> VersionFolder:
+    """Export a finished run, prove the export, and put it into a repository as the model's next version.
+
+    Leaves `model.onnx` and `parity.json` in the run folder.
+
+    Args:
+        run_folder: of a finished run.
+        root: of the model repository; made when it is not there.
+        model: name to publish under; the recipe's when None.
+        force: publish although held-out metrics miss the recipe's gates; parity is never waived.
+
+    Raises:
+        ShipError: a gate is missed, the export fails, parity fails, or the repository refuses; nothing is published.
+        RunError: the folder holds no finished run.
+        DataError: the run's held-out data cannot be had.
+    """
+    folder = RunFolder.open(run_folder)
+    config = folder.config()
+    metrics: dict[str, float] = run.metrics(run_folder)["held_out"]
+    missed = [gate for gate in config.gates if not gate.holds(metrics)]
+    if missed and not force:
+        raise PublishFailed(
+            f"{run_folder} does not reach what {config.name} asks: {_explain(missed, metrics)}; "
+            "train longer or differently, or publish it nevertheless with --force"
+        )
+    exportable = run.exportable(run_folder)
+    file = export(exportable, run_folder / MODEL_FILE)
+    report = measure(file, exportable)
+    report.write(run_folder / PARITY_FILE)
+    report.check()
+    return publish_export(
+        run_folder / MODEL_FILE,
+        exportable,
+        report,
+        root,
+        model=model or config.name,
+        metrics=metrics,
+        notes={"gates_missed": [str(gate) for gate in missed]} if missed else {},
+    )
+
+
+def publish_export(
+    exported: Path,
+    exportable: Exportable,
+    report: ParityReport,
+    root: Path,
+    *,
+    model: str,
+    metrics: Mapping[str, float],
+    notes: Mapping[str, Any] | None = None,
+) -> VersionFolder:
+    """Put an exported network into a repository, with golden examples made from its held-out inputs.
+
+    Args:
+        exported: what `export` wrote: an ONNX file, or a folder that holds it and its weights.
+        exportable: the network it was written from.
+        report: that the two agree.
+        root: of the model repository; made when it is not there.
+        model: name to publish under.
+        metrics: held-out metrics, for the manifest.
+        notes: further provenance, for the manifest.
+
+    Raises:
+        ParityFailed: the report is not a good one.
+        PublishFailed: the repository refuses the name, or the disk the files.
+    """
+    report.check()
+
+    def build(folder: Path) -> Contents:
+        if exported.is_dir():
+            shutil.copytree(exported, folder / MODEL_FILE)
+        else:
+            shutil.copyfile(exported, folder / MODEL_FILE)
+        return {
+            "golden": _write_golden(folder, exportable),
+            "provenance": {**_provenance(exportable, report), **(notes or {})},
+            "metrics": dict(metrics),
+        }
+
+    try:
+        return repository.publish(root, model, build)
+    except repository.PublishFailed as exc:
+        raise PublishFailed(str(exc)) from exc
+    except OSError as exc:
+        raise PublishFailed(f"cannot write version of {model!r} into {root}: {exc}; nothing was published") from exc
+
+
+def _explain(missed: Sequence[Gate], metrics: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{gate.metric} is {metrics.get(gate.metric, float('nan')):.4g}, asked is {gate}" for gate in missed
+    )
+
+
+def _write_golden(folder: Path, exportable: Exportable) -> list[GoldenSet]:
+    """Real held-out inputs at several batch sizes, and what the reference answers, in the ONNX test-data layout."""
+    golden: list[GoldenSet] = []
+    for examples in (exportable.examples, *exportable.further_examples.values()):
+        for batch in GOLDEN_BATCHES:
+            name = f"test_data_set_{len(golden)}"
+            (folder / name).mkdir()
+            # Parity seeds with the batch size; a seed of our own gives inputs that parity has not seen.
+            inputs = examples(batch, torch.Generator().manual_seed(1000 + len(golden)))
+            outputs = exportable.reference(*inputs)
+            _write_tensors(folder / name, "input", exportable.input_names, inputs)
+            _write_tensors(folder / name, "output", exportable.output_names, outputs)
+            golden.append(GoldenSet(folder=name, atol=GOLDEN_ATOL, rtol=GOLDEN_RTOL))
+    return golden
+
+
+def _write_tensors(folder: Path, kind: str, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:
+    for index, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
+        array = np.ascontiguousarray(tensor.detach().numpy())
+        proto = onnx.numpy_helper.from_array(array, name)
+        (folder / f"{kind}_{index}.pb").write_bytes(proto.SerializeToString())
+
+
+def _provenance(exportable: Exportable, report: ParityReport) -> dict[str, Any]:
+    """What the ONNX file says about its origin, as values instead of text, and the proof of the export."""
+    said = {key.removeprefix("forwardpass."): value for key, value in exportable.metadata.items()}
+    kept = {key: _value(text) for key, text in said.items() if key not in ("labels", "vocabulary", "metrics")}
+    proof = {key: value for key, value in report.to_json().items() if key != "comparisons"}
+    return {**kept, "parity": {**proof, "comparisons": len(report.comparisons)}}
+
+
+def _value(text: str) -> Any:
+    return json.loads(text) if text.startswith(("{", "[")) else text
