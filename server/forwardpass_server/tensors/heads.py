@@ -66,6 +66,8 @@ class Head:
     outputs: tuple[RequestedOutput, ...]
     typed: bool
     """Some input carries typed contents: the head holds data, and belongs to one request."""
+    has_parameters: bool
+    """The request, an input or a requested output has parameters."""
     id_at: int = -1
     """A note of the decoder: where the id stood when it was cut out of these bytes, a boundary between fields."""
     plan: Any = field(default=None, compare=False)
@@ -87,21 +89,19 @@ def parse(encoded: bytes, limits: WireLimits) -> Head:
         raise InvalidRequest("malformed message: not a ModelInferRequest, or text in it is not UTF-8") from error
     _bound_name("model name", message.model_name, limits)
     _bound_name("model version", message.model_version, limits)
+    parameters = _parameters(message.parameters, "the request", limits)
     inputs = tuple(_input(tensor, limits) for tensor in message.inputs)
-    outputs = tuple(
-        RequestedOutput(
-            _bound_name("output name", output.name, limits),
-            _parameters(output.parameters, f"output '{output.name}'", limits),
-        )
-        for output in message.outputs
-    )
+    outputs = tuple(_output(output, limits) for output in message.outputs)
     return Head(
         message.model_name,
         message.model_version,
-        _parameters(message.parameters, "the request", limits),
+        parameters,
         inputs,
         outputs,
-        any(tensor.contents is not None for tensor in inputs),
+        typed=any(tensor.contents is not None for tensor in inputs),
+        has_parameters=bool(parameters)
+        or any(tensor.parameters for tensor in inputs)
+        or any(output.parameters for output in outputs),
     )
 
 
@@ -127,6 +127,11 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, limits: WireLimits) ->
         _parameters(tensor.parameters, f"input '{name}'", limits),
         tensor.contents if tensor.HasField("contents") else None,
     )
+
+
+def _output(output: pb.ModelInferRequest.InferRequestedOutputTensor, limits: WireLimits) -> RequestedOutput:
+    name = _bound_name("output name", output.name, limits)
+    return RequestedOutput(name, _parameters(output.parameters, f"output '{name}'", limits))
 
 
 def _bound_name(what: str, name: str, limits: WireLimits) -> str:

@@ -1,0 +1,1 @@
+"""The rpcs: thin handlers over the rooms below, one file a group, and the one table of status codes."""

@@ -1,0 +1,54 @@
+"""ServerLive, ServerReady, ModelReady, ServerMetadata and ModelMetadata."""
+
+from collections.abc import Callable
+
+from forwardpass_proto import grpc_service_pb2 as pb
+from forwardpass_server.lifecycle.manager import ModelManager
+from forwardpass_server.tensors.specs import TensorSpec
+
+SERVER_NAME = "forwardpass"
+EXTENSIONS: tuple[str, ...] = ()
+"""Extensions of the protocol that are served; clients branch on them, so none is listed before it is."""
+
+
+class Metadata:
+    """What the server and its models are, and whether they are ready. Loop thread.
+
+    Args:
+        models: the versions.
+        ready: whether the server takes inference requests: its models are loaded, and it is not leaving.
+        server_version: of this distribution.
+    """
+
+    def __init__(self, models: ModelManager, ready: Callable[[], bool], server_version: str) -> None:
+        self._models = models
+        self._ready = ready
+        self._server_version = server_version
+
+    def server_live(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)  # whoever can say so is
+
+    def server_ready(self, _request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._ready())
+
+    def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        return pb.ModelReadyResponse(ready=self._models.ready(request.name, request.version))
+
+    def server_metadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._server_version, extensions=EXTENSIONS)
+
+    def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        """Raises NotFound, NotReady or InvalidRequest, as inference would."""
+        model = self._models.describe(request.name, request.version)
+        return pb.ModelMetadataResponse(
+            name=model.name,
+            versions=model.versions,
+            platform=model.platform,
+            inputs=[_tensor(spec) for spec in model.signature.inputs],
+            outputs=[_tensor(spec) for spec in model.signature.outputs],
+            properties=model.properties,
+        )
+
+
+def _tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.dtype.wire, shape=spec.wire_shape)

@@ -1,0 +1,132 @@
+"""Which handler answers which method, for every rpc of every service that is served."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+import forwardpass_proto
+from forwardpass_proto import grpc_service_pb2 as pb
+from forwardpass_proto import health_pb2
+from forwardpass_server.errors import NotImplementedHere
+from forwardpass_server.lifecycle.manager import ModelManager
+from forwardpass_server.rpc import reflection, status
+from forwardpass_server.rpc.health import Health
+from forwardpass_server.rpc.infer import Infer
+from forwardpass_server.rpc.messages import parse
+from forwardpass_server.rpc.metadata import Metadata
+from forwardpass_server.rpc.reflection import Reflection
+from forwardpass_server.tensors.wire import Decoder, Encoder
+from forwardpass_server.transport.call import Call, StreamCall, StreamFactory, UnaryHandler
+
+INFERENCE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
+
+Req = TypeVar("Req", bound=Message)
+
+
+@dataclass(frozen=True)
+class Services:
+    """All handlers by full method name, "/package.Service/Method", for the transport; and the health they share."""
+
+    unary: dict[str, UnaryHandler]
+    streams: dict[str, StreamFactory]
+    health: Health
+
+
+def build(
+    models: ModelManager,
+    *,
+    server_version: str,
+    enable_reflection: bool = False,
+    clock_ns: Callable[[], int] = time.monotonic_ns,
+) -> Services:
+    """The handlers of one server.
+
+    Args:
+        models: the versions it serves.
+        server_version: of this distribution, for ServerMetadata.
+        enable_reflection: serve grpc.reflection too.
+        clock_ns: the monotonic clock.
+    """
+    health = Health(models)
+    metadata = Metadata(models, health.ready, server_version)
+    unary: dict[str, UnaryHandler] = {
+        f"/{INFERENCE}/ModelInfer": answering(Infer(models, Decoder(), Encoder(), clock_ns)),
+        f"/{INFERENCE}/ServerLive": replying(pb.ServerLiveRequest, metadata.server_live),
+        f"/{INFERENCE}/ServerReady": replying(pb.ServerReadyRequest, metadata.server_ready),
+        f"/{INFERENCE}/ModelReady": replying(pb.ModelReadyRequest, metadata.model_ready),
+        f"/{INFERENCE}/ServerMetadata": replying(pb.ServerMetadataRequest, metadata.server_metadata),
+        f"/{INFERENCE}/ModelMetadata": replying(pb.ModelMetadataRequest, metadata.model_metadata),
+        f"/{HEALTH}/Check": replying(health_pb2.HealthCheckRequest, health.check),
+        f"/{HEALTH}/List": replying(health_pb2.HealthListRequest, health.list),
+    }
+    streams: dict[str, StreamFactory] = {f"/{HEALTH}/Watch": health.watch}
+    if enable_reflection:
+        named = {name: f"{name}.ServerReflection" for name in (reflection.V1, reflection.V1ALPHA)}
+        stream = Reflection([INFERENCE, HEALTH, *named.values()]).stream
+        streams |= {f"/{service}/ServerReflectionInfo": stream for service in named.values()}
+    _refuse_the_rest(unary, streams)
+    return Services(unary, streams, health)
+
+
+def answering(handle: UnaryHandler) -> UnaryHandler:
+    """`handle`, with whatever it raises answered by its status."""
+
+    def answer(call: Call, body: bytes) -> None:
+        try:
+            handle(call, body)
+        except Exception as error:  # noqa: BLE001 - the edge: status.of logs what is ours
+            call.fail(*status.of(error))
+
+    return answer
+
+
+def replying(kind: type[Req], respond: Callable[[Req], Message]) -> UnaryHandler:
+    """A handler that replies at once with what `respond` returns."""
+
+    def handle(call: Call, body: bytes) -> None:
+        call.reply(respond(parse(kind, body)).SerializeToString())
+
+    return answering(handle)
+
+
+def _refuse_the_rest(unary: dict[str, UnaryHandler], streams: dict[str, StreamFactory]) -> None:
+    """Give every other rpc of the inference service an answer that says so."""
+    served = ", ".join(sorted(path.rpartition("/")[2] for path in (*unary, *streams) if INFERENCE in path))
+    for method in forwardpass_proto.POOL.FindServiceByName(INFERENCE).methods:
+        path = f"/{INFERENCE}/{method.name}"
+        error = NotImplementedHere(f"{method.name} is not served by this version of forwardpass; served are {served}")
+        if method.client_streaming:
+            streams.setdefault(path, _refusing_stream(error))
+        else:
+            unary.setdefault(path, _refusing(error))
+
+
+def _refusing(error: NotImplementedHere) -> UnaryHandler:
+    def refuse(_call: Call, _body: bytes) -> None:
+        raise error
+
+    return answering(refuse)
+
+
+def _refusing_stream(error: NotImplementedHere) -> StreamFactory:
+    return lambda call: RefusedStream(call, error)
+
+
+class RefusedStream:
+    """Ends a stream at once. A `transport.call.StreamHandler`."""
+
+    def __init__(self, call: StreamCall, error: NotImplementedHere) -> None:
+        call.finish(*status.of(error))
+
+    def on_message(self, body: bytes) -> None:
+        """Sent before the caller saw the end."""
+
+    def on_half_close(self) -> None:
+        """The end was already sent."""
+
+    def on_cancel(self) -> None:
+        """Nothing is held."""

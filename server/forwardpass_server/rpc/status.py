@@ -1,0 +1,97 @@
+"""The one table from errors to gRPC status. No other file names a code for an error.
+
+The text of a caller's error, or of one about the moment, goes to the caller. Anything else becomes INTERNAL with an id;
+its text and traceback go to the log beside that id.
+"""
+
+import logging
+import math
+import uuid
+from enum import IntEnum
+from typing import NamedTuple
+
+from forwardpass_server import errors
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX = 2048
+"""Longest status message, as UTF-8. gRPC percent-encodes it, to three times that at worst, and clients take 8 KiB of
+metadata unless told otherwise."""
+
+PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailer that tells a client's retry policy when to try again; negative for never (gRPC proposal A6)."""
+
+
+class Code(IntEnum):
+    """gRPC's status codes, those that we send."""
+
+    OK = 0
+    CANCELLED = 1
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+class Status(NamedTuple):
+    """What a failed call ends with."""
+
+    code: int
+    message: str
+    trailers: tuple[tuple[str, str], ...] = ()
+
+
+CODES: dict[type[errors.ForwardpassError], Code] = {
+    errors.InvalidRequest: Code.INVALID_ARGUMENT,
+    errors.TooLarge: Code.RESOURCE_EXHAUSTED,
+    errors.NotFound: Code.NOT_FOUND,
+    errors.NotImplementedHere: Code.UNIMPLEMENTED,
+    errors.Unauthenticated: Code.UNAUTHENTICATED,
+    errors.PermissionDenied: Code.PERMISSION_DENIED,
+    errors.DeadlineExpired: Code.DEADLINE_EXCEEDED,
+    errors.CallCancelled: Code.CANCELLED,
+    errors.Overloaded: Code.RESOURCE_EXHAUSTED,
+    errors.NotReady: Code.UNAVAILABLE,
+    errors.Stopping: Code.UNAVAILABLE,
+}
+
+
+def of(error: BaseException) -> Status:
+    """The status for an error; logs those that are ours. Any thread."""
+    for kind in type(error).__mro__:
+        code = CODES.get(kind)
+        if code is not None:
+            return Status(code, wire_text(str(error)), _trailers(error))
+    number = uuid.uuid4().hex
+    log.error("internal error, id=%s: %s", number, error, exc_info=error)
+    return Status(Code.INTERNAL, f"internal error, id={number}; the server's log says more")
+
+
+def wire_text(text: str) -> str:
+    """`text` as it may stand in a status: at most `MESSAGE_BYTES_MAX` bytes, and nothing that drives a terminal.
+
+    Line breaks and tabs stay, since gRPC carries them; other control characters and lone surrogates are escaped.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c in "\t\r\n" else _escape(c) for c in text[:MESSAGE_BYTES_MAX])
+    encoded = text.encode()
+    if len(encoded) <= MESSAGE_BYTES_MAX:
+        return text
+    return encoded[: MESSAGE_BYTES_MAX - 3].decode(errors="ignore") + "…"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def _trailers(error: BaseException) -> tuple[tuple[str, str], ...]:
+    if isinstance(error, errors.Overloaded):
+        return ((PUSHBACK, str(max(1, math.ceil(error.retry_after_s * 1000)))),)
+    if isinstance(error, errors.TooLarge):
+        return ((PUSHBACK, "-1"),)  # a retry would be as large
+    return ()
