@@ -7,7 +7,7 @@ against 21 µs for `prometheus_client` children bound beforehand.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
@@ -18,7 +18,7 @@ from forwardpass_server.errors import (
     CallerError,
     DeadlineExpired,
 )
-from forwardpass_server.observe.histogram import BATCH_SIZE_BOUNDS, LATENCY_BOUNDS_S, Histogram
+from forwardpass_server.observe.histogram import BATCH_SIZE_BOUNDS, LATENCY_BOUNDS_S, NS, Histogram
 from forwardpass_server.observe.timeline import Timeline
 
 Outcome = Literal["ok", "invalid", "shed", "expired", "canceled", "failed"]
@@ -87,9 +87,9 @@ class Account:
     """Wall-clock time of the last successful run, in milliseconds since 1970; 0 when there was none."""
     batches: dict[int, BatchSize] = field(default_factory=dict)
     """By rows of a run."""
-    queue_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
-    compute_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
-    request_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
+    queue_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S, NS))
+    compute_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S, NS))
+    request_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S, NS))
     batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_SIZE_BOUNDS))
 
 
@@ -121,53 +121,48 @@ class VersionStatistics:
             taken_ns, start_ns, end_ns: the batch was taken; the model started; the model answered.
         """
         size = len(batch)
-        queued_ns = 0
-        compute_ns = end_ns - start_ns
+        input_ns = start_ns - taken_ns
+        infer_ns = end_ns - start_ns
+        waits_ns = [taken_ns - request.timeline.queued_ns for request in batch]
+        last_inference_ms = self._wall_ns() // 1_000_000
         with self._lock:
             account = self._account
-            observe = account.queue_seconds.observe
-            for request in batch:
-                waited_ns = taken_ns - request.timeline.queued_ns
-                queued_ns += waited_ns
-                observe(waited_ns * 1e-9)
-            account.compute_seconds.observe(compute_ns * 1e-9, size)
+            if size:  # else every caller left while it ran
+                account.outcomes["ok"] += size
+                account.queue_seconds.observe_all(waits_ns)
+                account.compute_seconds.observe(infer_ns, size)
+                account.queue.add(size, sum(waits_ns))
+                account.compute_input.add(size, input_ns * size)
+                account.compute_infer.add(size, infer_ns * size)
             account.batch_size.observe(rows)
-            account.outcomes["ok"] += size
-            account.queue.add(size, queued_ns)
-            account.compute_input.add(size, (start_ns - taken_ns) * size)
-            account.compute_infer.add(size, compute_ns * size)
             account.rows += rows
             account.executions += 1
-            account.last_inference_ms = self._wall_ns() // 1_000_000
+            account.last_inference_ms = last_inference_ms
             of_size = account.batches.get(rows)
             if of_size is None:
                 of_size = account.batches[rows] = BatchSize()
             of_size.executions += 1
-            of_size.input_ns += start_ns - taken_ns
-            of_size.infer_ns += compute_ns
+            of_size.input_ns += input_ns
+            of_size.infer_ns += infer_ns
 
     def run_failed(self) -> None:
         """A run raised. Its requests are counted by `refused` or, after another run, by `ran`."""
         with self._lock:
             self._account.failed_executions += 1
 
-    def answered(self, batch: Iterable[Timed]) -> None:
+    def answered(self, batch: Sequence[Timed]) -> None:
         """The answers of a run have left; those without an `encoded` stamp count as encoded now."""
+        if not batch:
+            return
         now_ns = self._clock_ns()
+        timelines = [request.timeline for request in batch]
+        took_ns = [(timeline.encoded_ns or now_ns) - timeline.received_ns for timeline in timelines]
+        output_ns = [(timeline.encoded_ns or now_ns) - timeline.run_end_ns for timeline in timelines]
         with self._lock:
             account = self._account
-            observe = account.request_seconds.observe
-            count = total_ns = output_ns = 0
-            for request in batch:
-                timeline = request.timeline
-                encoded_ns = timeline.encoded_ns or now_ns
-                took_ns = encoded_ns - timeline.received_ns
-                count += 1
-                total_ns += took_ns
-                output_ns += encoded_ns - timeline.run_end_ns
-                observe(took_ns * 1e-9)
-            account.success.add(count, total_ns)
-            account.compute_output.add(count, output_ns)
+            account.request_seconds.observe_all(took_ns)
+            account.success.add(len(batch), sum(took_ns))
+            account.compute_output.add(len(batch), sum(output_ns))
 
     def refused(self, error: BaseException, received_ns: int = 0) -> None:
         """One request ended without tensors: refused before the queue, dropped in it, or failed by its run.

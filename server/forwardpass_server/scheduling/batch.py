@@ -10,6 +10,7 @@ memory with it: `split` copies any output that does.
 
 from collections.abc import Hashable, Sequence
 from itertools import chain
+from typing import cast
 
 import numpy as np
 
@@ -54,16 +55,19 @@ class Stacker:
         self._lent.clear()
         if len(batch) == 1:
             return batch[0].inputs
-        columns = zip(*(request.inputs for request in batch), strict=True)
-        return [self._column(index, column) for index, column in enumerate(columns)]
+        indices = range(len(batch[0].inputs))
+        return [self._column(index, [request.inputs[index] for request in batch]) for index in indices]
 
-    def split(self, outputs: Sequence[Array], wanted: Sequence[int], batch: Sequence[Request]) -> list[list[Array]]:
+    def split(
+        self, outputs: Sequence[Array], wanted: Sequence[int], batch: Sequence[Request], rows: int
+    ) -> list[list[Array]]:
         """The outputs of one run, dealt out: for each request those it asked for, with its own rows.
 
         Args:
             outputs: what the model answered, one array per index in `wanted`.
             wanted: see `wanted_outputs`.
             batch: the requests, in the order in which they were stacked.
+            rows: of all of them together.
 
         Raises:
             RunFailed: an output does not have as many rows as the batch, so nobody knows whose they are.
@@ -72,35 +76,32 @@ class Stacker:
             outputs = [self._ours(output) for output in outputs]
         if len(batch) == 1:
             return [list(outputs)]
-        rows = sum(request.rows for request in batch)
         for index, output in zip(wanted, outputs, strict=True):
             if output.ndim == 0 or len(output) != rows:
                 raise RunFailed(
                     f"output {index} has shape {list(output.shape)} for a batch of {rows} rows: the model does not "
                     "keep its rows apart; set max_batch_size to 0 in its config.pbtxt"
                 )
+        if len(outputs) == 1 and rows == len(batch):
+            # One output, which everybody wants, and one row each, as empty requests run alone: the common case, 1.7 µs
+            # for 8 requests, where the loop below takes 4.
+            (output,) = outputs
+            return [[output[row : row + 1]] for row in range(rows)]
+        output_of = dict(zip(wanted, outputs, strict=True))
         parts: list[list[Array]] = []
         start = 0
-        if len(outputs) == 1:  # one output, which everybody wants: 1.2 µs less for 8 requests
-            (output,) = outputs
-            for request in batch:
-                end = start + request.rows
-                parts.append([output[start:end]])
-                start = end
-            return parts
-        at = dict(zip(wanted, outputs, strict=True))
         for request in batch:
             end = start + request.rows
-            parts.append([at[index][start:end] for index in request.outputs])
+            parts.append([output_of[index][start:end] for index in request.outputs])
             start = end
         return parts
 
-    def _column(self, index: int, arrays: tuple[Array | None, ...]) -> Array | None:
+    def _column(self, index: int, arrays: list[Array | None]) -> Array | None:
         """One input of all requests, stacked along the rows."""
-        present = [array for array in arrays if array is not None]
-        if not present:
+        if arrays[0] is None:
+            assert not any(array is not None for array in arrays), "merged with and without an optional input"
             return None
-        assert len(present) == len(arrays), "requests with and without an optional input were merged"
+        present = cast("list[Array]", arrays)
         first = present[0]
         if first.dtype.hasobject or first.nbytes * len(present) < REUSE_FROM_BYTES:
             return np.concatenate(present)

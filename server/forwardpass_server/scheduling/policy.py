@@ -116,7 +116,7 @@ def next_action(waiting: Iterable[Request], now: float, limits: Limits) -> Actio
     return action
 
 
-def admit(request: Request, now: float, *, waiting: int, waiting_bytes: int, limits: Limits) -> None:
+def admit(request: Request, now: float, waiting: int, waiting_bytes: int, limits: Limits) -> None:
     """Let a request into the queue, or say why not.
 
     Args:

@@ -96,13 +96,9 @@ class RequestQueue:
             if self._closed:
                 raise NotReady(f"model '{self.name}' is being unloaded")
             try:
-                self._admit(request, now_ns)
-            except QueueFull as full:
-                retry_s = retry_after_s(self._rows, self.limits, self.cost, self._instances)
-                raise Overloaded(
-                    f"queue of '{self.name}' is full ({full}); retry after {retry_s * 1e3:.0f} ms",
-                    retry_after_s=retry_s,
-                ) from None
+                admit(request, now_ns * 1e-9, len(self._waiting), self._bytes, self.limits)
+            except QueueFull:
+                self._admit_among_the_dead(request, now_ns)
             request.timeline.queued_ns = now_ns
             self._waiting.append(request)
             self._bytes += request.nbytes
@@ -164,17 +160,18 @@ class RequestQueue:
         with self._lock:
             return self._idle.wait_for(lambda: not self._running and not self._waiting and not self._dead, timeout_s)
 
-    def _admit(self, request: Request, now_ns: int) -> None:
-        """Admit, looking for room among the dead before giving up. Under the lock."""
-        now = now_ns * 1e-9
-        try:
-            admit(request, now, waiting=len(self._waiting), waiting_bytes=self._bytes, limits=self.limits)
-        except QueueFull:
-            if now_ns - self._swept_ns < SWEEP_INTERVAL_NS:
-                raise
+    def _admit_among_the_dead(self, request: Request, now_ns: int) -> None:
+        """Look for room among those who need none any more, before giving up. Under the lock."""
+        if now_ns - self._swept_ns >= SWEEP_INTERVAL_NS:
             self._swept_ns = now_ns
-            self._sweep(now)
-            admit(request, now, waiting=len(self._waiting), waiting_bytes=self._bytes, limits=self.limits)
+            self._sweep(now_ns * 1e-9)
+        try:
+            admit(request, now_ns * 1e-9, len(self._waiting), self._bytes, self.limits)
+        except QueueFull as full:
+            retry_s = retry_after_s(self._rows, self.limits, self.cost, self._instances)
+            raise Overloaded(
+                f"queue of '{self.name}' is full ({full}); retry after {retry_s * 1e3:.0f} ms", retry_after_s=retry_s
+            ) from None
 
     def _sweep(self, now: float) -> None:
         """Set aside the departed and the expired, wherever they stand. Under the lock."""
@@ -182,7 +179,8 @@ class RequestQueue:
         for request in self._waiting:
             if request.responder.cancelled or request.deadline <= now:
                 self._dead.append(request)
-                self._forget(request)
+                self._bytes -= request.nbytes
+                self._rows -= request.rows
             else:
                 living.append(request)
         self._waiting = living
@@ -192,7 +190,9 @@ class RequestQueue:
         waiting = self._waiting
         action = next_action(waiting, now_ns * 1e-9, self.limits)
         for _ in range(action.seen):
-            self._forget(waiting.popleft())
+            request = waiting.popleft()
+            self._bytes -= request.nbytes
+            self._rows -= request.rows
         if action.passed:
             for request in reversed(action.passed):
                 waiting.appendleft(request)
@@ -203,7 +203,3 @@ class RequestQueue:
             self._dead.clear()
         self._running += len(action.batch) + len(action.dropped)
         return action
-
-    def _forget(self, request: Request) -> None:
-        self._bytes -= request.nbytes
-        self._rows -= request.rows

@@ -40,10 +40,7 @@ class Runner:
 
     def run(self, batch: Sequence[Request]) -> None:
         """Run and answer. Raises nothing: what goes wrong goes to the requests it concerns."""
-        taken_ns = self._clock_ns()
-        for request in batch:
-            request.timeline.taken_ns = taken_ns
-        self._run_or_halve(batch, taken_ns)
+        self._run_or_halve(batch, self._clock_ns())
 
     def drop(self, dropped: Sequence[Request]) -> None:
         """Answer requests that are not to be run: their caller left, or their deadline passed in the queue."""
@@ -94,7 +91,8 @@ class Runner:
             start_ns = self._clock_ns()
             outputs = self._run(inputs, wanted)
             end_ns = self._clock_ns()
-            parts = self._stacker.split(outputs, wanted, batch)
+            rows = sum([request.rows for request in batch])
+            parts = self._stacker.split(outputs, wanted, batch, rows)
         except ForwardpassError as error:
             return error
         except Exception as error:
@@ -102,21 +100,21 @@ class Runner:
             wrapped = RunFailed(f"{type(error).__name__}: {error}")
             wrapped.__cause__ = error
             return wrapped
-        self._answer(batch, parts, taken_ns, start_ns, end_ns)
-        return None
-
-    def _answer(
-        self, batch: Sequence[Request], parts: list[list[Array]], taken_ns: int, start_ns: int, end_ns: int
-    ) -> None:
-        """Give every request its outputs; the results of those who left meanwhile are dropped."""
-        gone = [request for request in batch if request.responder.cancelled]
-        here = [request for request in batch if request not in gone] if gone else batch
-        rows = sum(request.rows for request in batch)
-        self._statistics.ran(here, rows, taken_ns, start_ns, end_ns)
-        for request, outputs in zip(batch, parts, strict=True):
+        for request in batch:
             timeline = request.timeline
+            timeline.taken_ns = taken_ns
             timeline.run_start_ns = start_ns
             timeline.run_end_ns = end_ns
+        gone = {request for request in batch if request.responder.cancelled}
+        here = [request for request in batch if request not in gone] if gone else batch
+        self._statistics.ran(here, rows, taken_ns, start_ns, end_ns)
+        self._answer(batch, parts, gone)
+        self._statistics.answered(here)
+        return None
+
+    def _answer(self, batch: Sequence[Request], parts: list[list[Array]], gone: set[Request]) -> None:
+        """Give every request its outputs; the results of those who left meanwhile are dropped."""
+        for request, outputs in zip(batch, parts, strict=True):
             if request in gone:
                 self.fail(request, CallCancelled("the caller left while its request ran"))
                 continue
@@ -125,7 +123,6 @@ class Runner:
             except Exception as error:
                 log.exception("a finished answer could not be sent")
                 self.fail(request, error)
-        self._statistics.answered(here)
 
     def _living(self, batch: Sequence[Request]) -> list[Request]:
         """Those whose callers still wait; the others are dropped."""
