@@ -95,9 +95,9 @@ class ServerConfig:
         int, About("rows of one run, for models whose config.pbtxt does not say", low=1, high=65536)
     ] = 64
 
-    host: Annotated[str, About("address to listen on; 0.0.0.0: every IPv4 address; [::]: every", opens="Network")] = (
-        "127.0.0.1"
-    )
+    host: Annotated[
+        str, About("address to listen on; 0.0.0.0: every IPv4 address; `::`: every address", opens="Network")
+    ] = "127.0.0.1"
     grpc_port: Annotated[int, About("port of gRPC; 0: any free one", low=0, high=65535)] = 8001
     metrics_port: Annotated[
         int | None, About("port of the Prometheus page; 0: any free one; none: no page", low=0, high=65535)
@@ -120,7 +120,9 @@ class ServerConfig:
     max_message_mib: Annotated[
         float, About("MiB of one message, received or sent", low=0.001, high=2047, opens="Limits")
     ] = 64.0
-    max_metadata_kib: Annotated[int, About("KiB of the metadata of one call", low=1, high=1024)] = 8
+    max_metadata_kib: Annotated[
+        int, About("KiB of the metadata of one call, gRPC's own (about 500 bytes) included", low=1, high=1024)
+    ] = 16
     max_queue_requests: Annotated[
         int, About("requests that may wait for one version; the next gets RESOURCE_EXHAUSTED", low=1)
     ] = 1024

@@ -8,9 +8,11 @@ adds is refused until somebody has thought about it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
@@ -19,10 +21,14 @@ from google.protobuf.message import Message
 from forwardpass_proto import POOL
 from forwardpass_proto import model_config_pb2 as pb
 from forwardpass_server.errors import LoadFailed
-from forwardpass_server.lifecycle.repository import MODEL_FILE
+from forwardpass_server.lifecycle.repository import MODEL_FILE, ModelFolder, Stamp
+from forwardpass_server.lifecycle.verify import open_inside
 from forwardpass_server.lifecycle.versions import Every, Latest, Policy, Specific
+from forwardpass_server.logs import event
 from forwardpass_server.tensors import dtypes
 from forwardpass_server.tensors.signature import Signature, TensorSpec
+
+log = logging.getLogger(__name__)
 
 CONFIG_BYTES_MAX = 1 << 20
 
@@ -129,6 +135,44 @@ def parse(text: str, *, model: str) -> ModelSettings:
         hints=tuple(path for path in paths if not _HONOURED.fullmatch(path)),
         message=message,
     )
+
+
+class ConfigReader:
+    """Reads `config.pbtxt` of each model, again only when it changed. Repository thread.
+
+    Args:
+        root: of the repository; a file outside of it is not read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[str, tuple[Stamp, ModelSettings | LoadFailed]] = {}
+
+    def settings(self, folder: ModelFolder) -> ModelSettings | LoadFailed:
+        """What it says, the defaults when there is none, or why it cannot be used."""
+        stamp, settings = self._known.get(folder.name, (None, None))
+        if settings is None or stamp != folder.stamp:
+            settings = self._read(folder)
+            self._known[folder.name] = (folder.stamp, settings)
+        return settings
+
+    def _read(self, folder: ModelFolder) -> ModelSettings | LoadFailed:
+        if folder.config is None:
+            return ModelSettings()
+        try:
+            with open_inside(self._root, folder.config) as file:
+                content = file.read(CONFIG_BYTES_MAX + 1)
+            if len(content) > CONFIG_BYTES_MAX:
+                raise UnsupportedConfig(f"config.pbtxt is larger than {CONFIG_BYTES_MAX} bytes")
+            settings = parse(content.decode(), model=folder.name)
+        except LoadFailed as exc:
+            return exc
+        except (OSError, UnicodeDecodeError) as exc:
+            return UnsupportedConfig(f"config.pbtxt cannot be read: {getattr(exc, 'strerror', None) or exc}")
+        if settings.hints:
+            fields = ", ".join(settings.hints)
+            event(log, logging.INFO, "config.pbtxt: hints not used", model=folder.name, fields=fields)
+        return settings
 
 
 def fields_set(message: Message, prefix: str = "") -> Iterator[tuple[str, Any]]:

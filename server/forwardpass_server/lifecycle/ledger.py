@@ -1,0 +1,152 @@
+"""The repository thread's own book: one record a version, from which each table is made.
+
+Records change here and nowhere else, by legal steps of the state machine; every change publishes a new table, and tells
+those who subscribed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from forwardpass_server.lifecycle.leases import Leases
+from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.observer import LifecycleObserver
+from forwardpass_server.lifecycle.registry import Table, VersionStatus
+from forwardpass_server.lifecycle.states import State, step
+from forwardpass_server.lifecycle.versions import Current
+
+
+@dataclass
+class Record:
+    """One version.
+
+    Args:
+        model: its name.
+        number: its version.
+        state: where it stands.
+        reason: why it stands there.
+        wanted: the version policy asks for it.
+        serving: the leases of what serves, None when nothing does.
+        serving_stamp: of the files that it serves from.
+        failed_stamp: of the files that it last failed with.
+    """
+
+    model: str
+    number: int
+    state: State = State.FOUND
+    reason: str = ""
+    wanted: bool = True
+    serving: Leases[LoadedVersion] | None = None
+    serving_stamp: object = None
+    failed_stamp: object = None
+
+
+class Ledger:
+    """All records. The repository thread alone calls its methods; `table` may be read on any thread."""
+
+    def __init__(self, observer: LifecycleObserver) -> None:
+        self.table = Table()
+        self.subscribers: list[Callable[[], None]] = []
+        self._observer = observer
+        self._records: dict[tuple[str, int], Record] = {}
+
+    def models(self) -> set[str]:
+        """Names of the models that have a record."""
+        return {model for model, _ in self._records}
+
+    def of(self, model: str) -> list[Record]:
+        """The records of a model, by number."""
+        return [record for (name, _), record in sorted(self._records.items()) if name == model]
+
+    def record(self, model: str, number: int) -> Record:
+        """The record of a version; a new one, in state FOUND, if there is none."""
+        record = self._records.get((model, number))
+        if record is None:
+            record = self._records[model, number] = Record(model, number)
+            self._observer.state_changed(model, number, State.FOUND)
+        return record
+
+    def current(self, model: str) -> dict[int, Current]:
+        """What `versions.decide` wants to know of each version of a model."""
+        return {r.number: Current(serving=r.serving_stamp, failed=r.failed_stamp) for r in self.of(model)}
+
+    def enter(self, record: Record, state: State, reason: str = "") -> None:
+        """Take a step.
+
+        Raises:
+            IllegalTransition: `state` does not follow the present one.
+        """
+        record.state, record.reason = step(record.state, state), reason
+        record.wanted = state not in (State.DRAINING, State.UNLOADED)
+        self.publish()
+        self._observer.state_changed(record.model, record.number, state)
+
+    def serve(self, record: Record, leases: Leases[LoadedVersion], stamp: object) -> Leases[LoadedVersion] | None:
+        """Let a version serve; returns the leases that it replaces, which nothing points to any more."""
+        replaced, record.serving = record.serving, leases
+        record.serving_stamp, record.failed_stamp = stamp, None
+        if replaced is None:
+            self.enter(record, State.READY)
+        else:  # its files were changed in place: READY it was, READY it is
+            record.reason = ""
+            self.publish()
+        return replaced
+
+    def fail(self, record: Record, stamp: object, reason: str) -> None:
+        """Write down that a load failed. What serves under that number goes on."""
+        record.failed_stamp = stamp
+        if record.serving is None:
+            self.enter(record, State.FAILED, reason)
+        else:
+            record.reason = f"serves what was loaded before its files changed; loading them failed: {reason}"
+            self.publish()
+
+    def withdraw(self, record: Record, reason: str) -> Leases[LoadedVersion]:
+        """Let a version serve no longer; returns its leases, which nothing points to any more."""
+        leases = record.serving
+        assert leases is not None, record
+        record.serving = record.serving_stamp = None
+        self.enter(record, State.DRAINING, reason)
+        return leases
+
+    def explain(self, record: Record, *, wanted: bool, reason: str) -> None:
+        """Say why a version that is neither loaded nor being loaded is where it is."""
+        if record.state in (State.FOUND, State.UNLOADED) and (record.wanted, record.reason) != (wanted, reason):
+            record.wanted, record.reason = wanted, reason
+            self.publish()
+
+    def forget(self, record: Record) -> None:
+        """Drop the record of a version that is neither served nor in the repository."""
+        del self._records[record.model, record.number]
+        self.publish()
+        self._observer.forgotten(record.model, record.number)
+
+    def complete(self) -> None:
+        """The first loads are over."""
+        if not self.table.complete:
+            self.publish(complete=True)
+
+    def publish(self, *, complete: bool = False) -> None:
+        """Replace the table, and say so."""
+        serving: dict[tuple[str, str], Leases[LoadedVersion]] = {}
+        models: dict[str, dict[int, VersionStatus]] = {}
+        for (model, number), record in sorted(self._records.items()):
+            models.setdefault(model, {})[number] = _status(record)
+            if record.serving is not None:
+                # Ascending, so that the highest stays under "".
+                serving[model, str(number)] = serving[model, ""] = record.serving
+        self.table = Table(serving=serving, models=models, complete=complete or self.table.complete)
+        for callback in self.subscribers:
+            callback()
+
+
+def _status(record: Record) -> VersionStatus:
+    return VersionStatus(
+        model=record.model,
+        version=record.number,
+        state=record.state,
+        reason=record.reason,
+        proved=record.serving is not None and record.serving.version.proved,
+        wanted=record.wanted,
+    )

@@ -1,0 +1,57 @@
+"""A version that can serve: everything a request needs of it, and how to take it apart again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from forwardpass_server.lifecycle.config_pbtxt import ModelSettings
+from forwardpass_server.scheduling.scheduler import Scheduler
+from forwardpass_server.tensors.signature import Signature
+
+PLATFORM = "onnxruntime_onnx"
+"""What Triton's clients expect of an ONNX model."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedVersion:
+    """One version in memory, warmed and proved.
+
+    Args:
+        model: its name.
+        number: its version.
+        signature: as served.
+        scheduler: takes its requests.
+        settings: what its config.pbtxt says, or the defaults.
+        provider: the execution provider that runs it, as ONNX Runtime names it.
+        proved: golden examples were replayed on this device.
+        sha256: of the ONNX file.
+        properties: the file's metadata, and what the server found out about it.
+        release_session: frees the session; no run may be in progress.
+    """
+
+    model: str
+    number: int
+    signature: Signature
+    scheduler: Scheduler
+    settings: ModelSettings
+    provider: str
+    proved: bool
+    sha256: str
+    properties: Mapping[str, str]
+    release_session: Callable[[], None] = field(repr=False)
+    platform: str = PLATFORM
+
+    def __str__(self) -> str:
+        return f"version {self.number} of {self.model!r}"
+
+    def close(self, timeout_s: float) -> bool:
+        """End its threads and free its session. Its leases must be drained; not on the loop thread.
+
+        Returns:
+            False when a run did not end within `timeout_s` seconds: then the session is left as it is.
+        """
+        if not self.scheduler.close(timeout_s):
+            return False
+        self.release_session()
+        return True

@@ -1,0 +1,251 @@
+"""From a version folder to a version that can serve: verify, load, warm, prove; each stage may end it with a reason.
+
+The one thing to know: everything happens on the device, the session and the batch sizes that will serve. What was shown
+here is what callers get.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
+from forwardpass_server.lifecycle import config_pbtxt, prove, verify
+from forwardpass_server.lifecycle.config_pbtxt import ModelSettings
+from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.repository import MANIFEST_FILE, VersionFolder
+from forwardpass_server.lifecycle.states import State
+from forwardpass_server.lifecycle.verify import PrivateCopy
+from forwardpass_server.logs import event
+from forwardpass_server.runtime.warmup import buckets, may_run_inline, probe_batching, warm
+from forwardpass_server.scheduling.cost import CostCurve
+from forwardpass_server.scheduling.executor import InlineLoop
+from forwardpass_server.scheduling.policy import Limits
+from forwardpass_server.scheduling.scheduler import Scheduler
+from forwardpass_server.tensors.signature import Signature
+
+log = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """A model on its device; `runtime.session.Session` or its fake."""
+
+    provider: str
+    metadata: dict[str, str]
+
+    def run(self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int]) -> list[np.ndarray]:
+        """Inputs in the signature's order → the outputs at those indices."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Runtime(Protocol):
+    """What loads models; `runtime` in production."""
+
+    def try_load(self, path: Path) -> None:
+        """Load a file where a crash harms nobody. Raises LoadFailed."""
+
+    def open(self, path: Path, signature: Signature) -> Session:
+        """Load a file to serve it. Raises LoadFailed."""
+
+    def has_control_flow(self, path: Path) -> bool:
+        """Whether the time of a run may depend on the values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRules:
+    """What holds for every version.
+
+    Args:
+        root: of the repository.
+        require_manifest: refuse a version without one.
+        bytes_max: of the files of one version together.
+        scratch: folder for private copies; None for the system's.
+        max_batch_size: rows of one run, where config.pbtxt does not say.
+        max_requests: that may wait for one version, where config.pbtxt does not say.
+        max_queue_bytes: of tensors that may wait for one version.
+    """
+
+    root: Path
+    require_manifest: bool = False
+    bytes_max: int = 64 << 30
+    scratch: Path | None = None
+    max_batch_size: int = 64
+    max_requests: int = 1024
+    max_queue_bytes: int = 256 << 20
+
+
+class Loader:
+    """Loads versions, one at a time. Repository thread.
+
+    Args:
+        rules: what holds for all of them.
+        runtime: where they run.
+        inline: of the transport's loop, for models that cost less than a thread's wake-up.
+    """
+
+    def __init__(self, rules: LoadRules, runtime: Runtime, inline: InlineLoop) -> None:
+        self._rules = rules
+        self._runtime = runtime
+        self._inline = inline
+
+    def __call__(self, folder: VersionFolder, settings: ModelSettings, enter: Callable[[State], None]) -> LoadedVersion:
+        """Load one version; `enter` is called as each stage begins.
+
+        Raises:
+            LoadFailed: the reason, for the repository index; nothing of the version is left behind.
+        """
+        enter(State.VERIFYING)
+        if folder.manifest is None and self._rules.require_manifest:
+            raise LoadFailed(
+                f"no {MANIFEST_FILE}, and --require-manifest is set; publish it with `forwardpass-train publish`"
+            )
+        with contextlib.ExitStack() as stack:
+            copy = stack.enter_context(
+                verify.private_copy(
+                    folder,
+                    root=self._rules.root,
+                    filename=settings.filename,
+                    bytes_max=self._rules.bytes_max,
+                    scratch=self._rules.scratch,
+                )
+            )
+            if folder.manifest is None:
+                self._runtime.try_load(copy.model)
+            return self._load(folder, settings, enter, copy)
+
+    def _load(
+        self, folder: VersionFolder, settings: ModelSettings, enter: Callable[[State], None], copy: PrivateCopy
+    ) -> LoadedVersion:
+        enter(State.LOADING)
+        graph = Signature.from_onnx(copy.model, settings.max_batch_size or self._rules.max_batch_size)
+        signature = config_pbtxt.applied(settings, graph)
+        golden = prove.read(copy.folder, folder.manifest.golden if folder.manifest else (), signature)
+        session = self._runtime.open(copy.model, graph)
+        try:
+            run = _chosen_outputs(session, graph, signature)
+            with _blaming_the_model():
+                enter(State.WARMING)
+                example = golden[0].inputs if golden else None
+                alone_because = probe_batching(_Run(run), signature, example=example)
+                signature, merges = _batching(settings, signature, alone_because)
+                sizes = buckets(signature.max_batch_size)
+                cost = warm(_Run(run), signature, sizes, example=example)
+                enter(State.PROVING)
+                proof_runs = prove.prove(run, signature, golden, sizes if merges else ())
+            inline = self._may_run_inline(copy, settings, cost)
+            self._log(folder, alone_because, cost, inline=inline, proof_runs=proof_runs)
+            return LoadedVersion(
+                model=folder.model,
+                number=folder.version,
+                signature=signature,
+                scheduler=self._scheduler(folder, settings, run, signature, cost, inline=inline, merges=merges),
+                settings=settings,
+                provider=session.provider,
+                proved=bool(golden),
+                sha256=copy.sha256,
+                properties={
+                    **session.metadata,
+                    "forwardpass.provider": session.provider,
+                    "forwardpass.proved": "true" if golden else "false",
+                    "forwardpass.sha256": copy.sha256,
+                },
+                release_session=session.close,
+            )
+        except BaseException:
+            session.close()
+            raise
+
+    def _scheduler(
+        self,
+        folder: VersionFolder,
+        settings: ModelSettings,
+        run: prove.Run,
+        signature: Signature,
+        cost: CostCurve,
+        *,
+        inline: bool,
+        merges: bool,
+    ) -> Scheduler:
+        limits = Limits(
+            max_rows=signature.max_batch_size if merges else 0,
+            max_requests=settings.max_queue_requests or self._rules.max_requests,
+            max_bytes=self._rules.max_queue_bytes,
+            max_delay_s=settings.max_queue_delay_s if merges else 0.0,
+        )
+        return Scheduler(
+            f"{folder.model}/{folder.version}",
+            [run] * settings.instances,
+            signature,
+            limits=limits,
+            cost=cost,
+            inline=self._inline if inline else None,
+        )
+
+    def _may_run_inline(self, copy: PrivateCopy, settings: ModelSettings, cost: CostCurve) -> bool:
+        if settings.instances > 1 or settings.max_queue_delay_s > 0:
+            return False
+        return may_run_inline(cost, control_flow=self._runtime.has_control_flow(copy.model))
+
+    def _log(
+        self, folder: VersionFolder, alone_because: str | None, cost: CostCurve, *, inline: bool, proof_runs: int
+    ) -> None:
+        largest = cost.points[-1] if cost.points else None
+        event(
+            log,
+            logging.INFO,
+            "version warmed and proved" if proof_runs else "version warmed; nothing proves it",
+            model=folder.model,
+            version=folder.version,
+            proof_runs=proof_runs,
+            runs_on="loop" if inline else "thread",
+            rows=largest and largest.rows,
+            p50_us=largest and round(largest.p50_s * 1e6, 1),
+            not_batched_because=alone_because,
+        )
+
+
+class _Run:
+    """A `run` where an object that has one is wanted."""
+
+    def __init__(self, run: prove.Run) -> None:
+        self.run = run
+
+
+def _chosen_outputs(session: Session, graph: Signature, signature: Signature) -> prove.Run:
+    """`session.run` for the outputs that are served, where config.pbtxt leaves some out."""
+    if len(graph.outputs) == len(signature.outputs):
+        return session.run
+    number = {spec.name: index for index, spec in enumerate(graph.outputs)}
+    of_graph = [number[spec.name] for spec in signature.outputs]
+    return lambda inputs, outputs: session.run(inputs, [of_graph[index] for index in outputs])
+
+
+def _batching(settings: ModelSettings, signature: Signature, alone_because: str | None) -> tuple[Signature, bool]:
+    """The signature with its batch size settled, and whether requests may share a run.
+
+    A configured `max_batch_size` says how requests are shaped, and is kept; but where the trial showed that rows
+    influence each other, each request still runs alone.
+    """
+    if settings.max_batch_size is None and alone_because is not None:
+        return dataclasses.replace(signature, max_batch_size=0), False
+    if settings.max_batch_size is not None:
+        signature = dataclasses.replace(signature, max_batch_size=settings.max_batch_size)
+    return signature, signature.max_batch_size > 1 and alone_because is None
+
+
+@contextlib.contextmanager
+def _blaming_the_model() -> Iterator[None]:
+    """Errors of a run, which no caller asked for here, are reasons why the version cannot serve."""
+    try:
+        yield
+    except (InvalidRequest, RunFailed) as exc:
+        raise LoadFailed(f"the model does not run: {exc}") from exc
