@@ -55,7 +55,7 @@ def served(network: nn.Module, task: Task) -> Served:
         return _served_language_model(network)
     output = {"regression": "y", "binary": "probability"}.get(task, "probabilities")
     input_name = "image" if isinstance(network, Cnn) else "x"
-    module = Activated(network, activation(task)) if task != "regression" else network
+    module = Activated(network, activation(task)).eval() if task != "regression" else network
 
     @torch.no_grad()
     def reference(x: Tensor) -> Tensors:
