@@ -21,7 +21,7 @@ from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_proto import health_pb2
 
 SERVICE = "/inference.GRPCInferenceService/"
-RPCS = "ModelInfer ModelMetadata ModelReady RepositoryIndex ServerMetadata ServerLive ServerReady".split()
+RPCS = ["ModelInfer", "ModelMetadata", "ModelReady", "RepositoryIndex", "ServerMetadata", "ServerLive", "ServerReady"]
 MIB = 1024 * 1024
 Handler = Callable[[Any, Any], Any]
 

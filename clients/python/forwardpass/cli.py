@@ -1,0 +1,235 @@
+"""The command `forwardpass`: ask a model server from a terminal.
+
+Exit codes: 0 done; 1 the server refused or failed; 2 the command line or a file is wrong; 3 not now (unreachable, not
+ready, overloaded, too late); 130 interrupted.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version as distribution_version
+from typing import Any
+
+from forwardpass import errors, load, render, values
+from forwardpass.address import DEFAULT_PORT
+from forwardpass.aio import AsyncClient
+from forwardpass.client import Client
+from forwardpass.credentials import TLS
+from forwardpass.results import Health
+
+REFUSED, USAGE, NOT_NOW, INTERRUPTED = 1, 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except errors.ForwardpassError as error:
+        words = " ".join(f"{error}{_way_out(error)}".split())
+        print(f"forwardpass: {words}", file=sys.stderr)
+        if isinstance(error, errors.TryAgain):
+            return NOT_NOW
+        return USAGE if isinstance(error, errors.ClientMisused) else REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `forwardpass models | head`: nobody reads on, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _way_out(error: errors.ForwardpassError) -> str:
+    if isinstance(error, errors.ServerUnavailable) and "connect" in error.reason:
+        return "; is a server there? start one with `forwardpass-server --model-repository DIR`, or give --url"
+    if isinstance(error, errors.ModelNotFound):
+        return "; `forwardpass models` lists what is served"
+    if isinstance(error, errors.DeadlineExceeded):
+        return "; --deadline-s gives more time"
+    if isinstance(error, errors.Overloaded) and error.retry_after_s is not None:
+        return f"; the server asks to retry after {error.retry_after_s:.3g} s"
+    return ""
+
+
+def _models(options: argparse.Namespace) -> int:
+    with Client(**_settings(options)) as client:
+        if options.model is not None:
+            metadata = client.metadata(options.model, options.model_version)
+            _print(options, asdict(metadata), render.signature(metadata))
+            return 0
+        try:
+            models = client.models()
+        except errors.Unsupported as missing:
+            raise errors.Unsupported(
+                "this server does not list its models; ask for one by name: forwardpass models NAME",
+                code=missing.code,
+                address=missing.address,
+            ) from missing
+    _print(options, [asdict(row) for row in models], render.index(models))
+    return 0
+
+
+def _health(options: argparse.Namespace) -> int:
+    with Client(**_settings(options)) as client:
+        try:
+            health, source = client.health(options.service), "grpc.health.v1"
+        except errors.Unsupported:
+            if options.service:
+                raise
+            health, source = Health.SERVING if client.ready() else Health.NOT_SERVING, "ServerReady"
+        server = client.server()
+    facts = {"url": options.url, "health": str(health), "source": source}
+    facts |= {"service": options.service} if options.service else {}
+    facts |= {"server": server.name, "version": server.version}
+    _print(options, facts, render.table(list(facts.items())))
+    return 0 if health is Health.SERVING else NOT_NOW
+
+
+def _predict(options: argparse.Namespace) -> int:
+    with Client(**_settings(options)) as client:
+        metadata = client.metadata(options.model, options.model_version)
+        inputs, choices = values.read(options.inputs, metadata, invert=options.invert)
+        for choice in choices:
+            print(f"forwardpass: {choice}", file=sys.stderr)
+        answer = client.infer(options.model, inputs, options.outputs or None, version=options.model_version)
+    bar = "█" if "utf" in (sys.stdout.encoding or "").lower() else "#"
+    _print(options, render.result_as_json(answer, metadata.labels), render.result(answer, metadata.labels, bar))
+    return 0
+
+
+def _load(options: argparse.Namespace) -> int:
+    async def generate() -> tuple[load.Load, int]:
+        # Retries would hide refusals, and their delays would look like the server's.
+        async with AsyncClient(**_settings(options), retry=None) as client:
+            metadata = await client.metadata(options.model, options.model_version)
+            inputs: Any = load.random_inputs(metadata, options.rows)
+            if options.inputs:
+                inputs, _ = values.read(options.inputs, metadata, invert=False)
+            seen = await load.run(
+                client,
+                options.model,
+                inputs,
+                version=options.model_version,
+                concurrency=options.concurrency,
+                seconds=options.seconds,
+                deadline_s=options.deadline_s,
+            )
+            shapes = [array.shape for array in inputs.values()]
+            return seen, shapes[0][0] if shapes and shapes[0] else 1
+
+    seen, rows = asyncio.run(generate())
+    facts = {
+        "seconds": seen.seconds,
+        "completed": len(seen.latencies_s),
+        "calls_per_s": seen.rate,
+        "latency_s": {f"p{p}": _finite(seen.percentile_s(p)) for p in (50, 90, 99, 100)},
+        "failures": dict(seen.failures),
+    }
+    _print(options, facts, load.text(seen, rows=rows))
+    return REFUSED if seen.failures or not seen.latencies_s else 0
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _print(options: argparse.Namespace, facts: Any, words: str) -> None:
+    print(json.dumps(facts, ensure_ascii=False) if options.json else words)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    files = {"ca_file": options.ca_file, "cert_file": options.cert_file, "key_file": options.key_file}
+    wants_tls = options.tls or options.server_name is not None or any(files.values())
+    token = None
+    if options.token_file is not None:
+        try:
+            with open(options.token_file, encoding="ascii") as file:
+                token = file.read().strip()
+        except (OSError, UnicodeDecodeError) as unreadable:
+            raise errors.ClientMisused(f"token file '{options.token_file}': {unreadable}") from unreadable
+    return {
+        "url": options.url,
+        "tls": TLS(**files, server_name=options.server_name) if wants_tls else None,
+        "token": token,
+        "deadline_s": options.deadline_s,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    server = shared.add_argument_group("server")
+    server.add_argument(
+        "--url",
+        default=os.environ.get("FORWARDPASS_URL", f"127.0.0.1:{DEFAULT_PORT}"),
+        help="address; grpcs://… for TLS (default: $FORWARDPASS_URL, else 127.0.0.1:8001)",
+    )
+    server.add_argument("--deadline-s", type=_seconds, default=10.0, help="for each call, in seconds (default: 10)")
+    server.add_argument("--tls", action="store_true", help="TLS with this machine's roots")
+    server.add_argument("--ca-file", help="PEM roots that sign the server's certificate (implies --tls)")
+    server.add_argument("--cert-file", help="PEM certificate of this client, for mutual TLS")
+    server.add_argument("--key-file", help="PEM key of this client")
+    server.add_argument("--server-name", help="name expected in the server's certificate")
+    server.add_argument("--token-file", help="file that holds a bearer token")
+    shared.add_argument("--json", action="store_true", help="print JSON")
+
+    inputs = argparse.ArgumentParser(add_help=False)
+    inputs.add_argument("model", metavar="MODEL")
+    inputs.add_argument("inputs", nargs="*", metavar="NAME=VALUE", help=values.FORMS)
+
+    version = argparse.ArgumentParser(add_help=False)
+    version.add_argument("--model-version", default="", help="default: the server's choice")
+
+    parser = argparse.ArgumentParser(
+        prog="forwardpass",
+        description="Ask a model server of the Open Inference Protocol v2 (gRPC).",
+        epilog=f"Exit codes:{(__doc__ or '').partition('Exit codes:')[2]}".replace("\n", " "),
+    )
+    parser.add_argument("--version", action="version", version=f"forwardpass {distribution_version('forwardpass')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    models = commands.add_parser("models", parents=[shared, version], help="list what is served, or describe one model")
+    models.add_argument("model", nargs="?", metavar="MODEL", help="describe this one")
+    models.set_defaults(run=_models)
+
+    health = commands.add_parser("health", parents=[shared], help="ask whether the server takes calls")
+    health.add_argument("--service", default="", help="one service or model that grpc.health.v1 knows")
+    health.set_defaults(run=_health)
+
+    predict = commands.add_parser("predict", parents=[inputs, shared, version], help="predict once")
+    predict.add_argument(
+        "--output", action="append", dest="outputs", metavar="NAME", help="only this output; repeatable"
+    )
+    predict.add_argument("--invert", action="store_true", help="exchange light and dark of a picture")
+    predict.set_defaults(run=_predict)
+
+    generate = commands.add_parser(
+        "load",
+        parents=[inputs, shared, version],
+        help="closed-loop load: callers that send again as soon as they have their answer",
+        description="Without NAME=VALUE, random inputs. Calls are not retried.",
+    )
+    generate.add_argument("--concurrency", type=_count, default=16, help="callers at once (default: 16)")
+    generate.add_argument("--seconds", type=_seconds, default=10.0, help="how long (default: 10)")
+    generate.add_argument("--rows", type=_count, default=1, help="batch dimension of random inputs (default: 1)")
+    generate.set_defaults(run=_load)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return value
