@@ -146,7 +146,7 @@ class AsyncClient(Session):
             await asyncio.sleep(terms.pause_s(step))
             return None
         try:
-            call = stubs[step.method](step.request, timeout=terms.timeout_s(step), metadata=terms.metadata)
+            call = stubs.of(step)(step.request, timeout=terms.timeout_s(step), metadata=terms.metadata)
             reply = await call
             return Answer(reply, tuple(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as failed:

@@ -165,7 +165,7 @@ class Client(Session):
         if isinstance(step, Pause):
             time.sleep(terms.pause_s(step))
             return None
-        stub = self._stubs[step.method]
+        stub = self._stubs.of(step)
         try:
             reply, call = stub.with_call(step.request, timeout=terms.timeout_s(step), metadata=terms.metadata)
         except grpc.RpcError as failed:

@@ -32,6 +32,8 @@ class Ask:
     request: Message
     model: str = ""
     """For the text of errors: the model, with its version where one was named."""
+    about_health: bool = False
+    """A question for servers that are not SERVING too: it goes round the health checks, and is asked once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,52 +117,61 @@ def metadata(known: Signatures, model: str, version: str) -> Conversation[ModelM
     return known[model, version]
 
 
-def model_ready(model: str, version: str) -> Conversation[bool]:
+def model_ready(model: str, version: str, about_health: bool = True) -> Conversation[bool]:
     """Ask whether a model answers."""
-    answer = yield Ask(methods.MODEL_READY, pb.ModelReadyRequest(name=model, version=version), label(model, version))
+    request = pb.ModelReadyRequest(name=model, version=version)
+    answer = yield Ask(methods.MODEL_READY, request, label(model, version), about_health)
     return bool(answer.reply.ready)
 
 
 def models(only_ready: bool) -> Conversation[tuple[ModelStatus, ...]]:
     """Ask for the repository's index."""
-    answer = yield Ask(methods.INDEX, pb.RepositoryIndexRequest(ready=only_ready))
+    answer = yield Ask(methods.INDEX, pb.RepositoryIndexRequest(ready=only_ready), about_health=True)
     return messages.index(answer.reply)
 
 
 def server_metadata() -> Conversation[ServerMetadata]:
     """Ask who answers."""
-    answer = yield Ask(methods.SERVER_METADATA, pb.ServerMetadataRequest())
+    answer = yield Ask(methods.SERVER_METADATA, pb.ServerMetadataRequest(), about_health=True)
     return messages.server_metadata(answer.reply)
 
 
 def live() -> Conversation[bool]:
     """Ask whether the server lives."""
-    answer = yield Ask(methods.LIVE, pb.ServerLiveRequest())
+    answer = yield Ask(methods.LIVE, pb.ServerLiveRequest(), about_health=True)
     return bool(answer.reply.live)
 
 
-def ready() -> Conversation[bool]:
+def ready(about_health: bool = True) -> Conversation[bool]:
     """Ask whether the server takes calls."""
-    answer = yield Ask(methods.READY, pb.ServerReadyRequest())
+    answer = yield Ask(methods.READY, pb.ServerReadyRequest(), about_health=about_health)
     return bool(answer.reply.ready)
 
 
 def health(service: str) -> Conversation[Health]:
     """Ask grpc.health.v1; a service that it does not know is SERVICE_UNKNOWN."""
     try:
-        answer = yield Ask(methods.HEALTH, health_pb2.HealthCheckRequest(service=service))
+        answer = yield Ask(methods.HEALTH, health_pb2.HealthCheckRequest(service=service), about_health=True)
     except ModelNotFound:
         return Health.SERVICE_UNKNOWN
     return messages.health(answer.reply)
 
 
 def wait_until_ready(model: str, version: str) -> Conversation[None]:
-    """Ask until the server, or the model, says yes; the deadline ends it, with the last reason."""
+    """Ask until the server, or the model, says yes; the deadline ends it, with the last reason.
+
+    A yes about health is confirmed on the connection that serves, so that the next call finds it ready too.
+    """
+    about_health = True
     reason = "no answer yet"
     while True:
         try:
-            if (yield from model_ready(model, version) if model else ready()):
-                return
+            asking = model_ready(model, version, about_health) if model else ready(about_health)
+            if (yield from asking):
+                if not about_health:
+                    return
+                about_health = False
+                continue
             reason = "it answers that it is not"
         except DeadlineExceeded as late:
             raise DeadlineExceeded(

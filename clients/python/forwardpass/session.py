@@ -180,19 +180,21 @@ class Terms:
 
 
 class Stubs:
-    """Callables by method, each on the channel that its question belongs to, made once."""
+    """Callables by method on a client's two channels, each made once."""
 
     def __init__(self, serving: Any, about_health: Any) -> None:
         self.channels = (serving, about_health)
-        self._callables: dict[Method[Any, Any], Any] = {}
+        self._callables: dict[tuple[Method[Any, Any], bool], Any] = {}
 
-    def __getitem__(self, method: Method[Any, Any]) -> Any:
-        stub = self._callables.get(method)
+    def of(self, ask: Ask) -> Any:
+        """The callable of grpc for one question."""
+        key = ask.method, ask.about_health
+        stub = self._callables.get(key)
         if stub is None:
-            stub = self._callables[method] = self.channels[method.about_health].unary_unary(
-                method.path,
-                request_serializer=method.request.SerializeToString,
-                response_deserializer=method.reply.FromString,
+            stub = self._callables[key] = self.channels[ask.about_health].unary_unary(
+                ask.method.path,
+                request_serializer=ask.method.request.SerializeToString,
+                response_deserializer=ask.method.reply.FromString,
             )
         return stub
 
