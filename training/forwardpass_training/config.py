@@ -48,7 +48,9 @@ class RunConfig:
     optimizer: Literal["sgd", "adam"]
     """Rule of the steps."""
     learning_rate: float
-    """Size of the steps."""
+    """Size of the steps, at the beginning."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The rate over the run: as it is, or falling to 0 along half a cosine over all epochs."""
     seed: int = 0
     """Of the initial weights and of the order of the rows; the data has its own."""
     window: int | None = None
@@ -69,6 +71,10 @@ class RunConfig:
             raise BadSetting(f"learning_rate is {self.learning_rate}; it must be a number above 0")
         if not 0 <= self.seed < 2**63:
             raise BadSetting(f"seed is {self.seed}; it must lie in 0 … 2⁶³ − 1")
+        for field in dataclasses.fields(self.model):
+            size = getattr(self.model, field.name)
+            if min(size if isinstance(size, tuple) else (size,), default=1) < 1:
+                raise BadSetting(f"model.{field.name} is {size}; every size in it must be at least 1")
         if self.task == "language" and (self.batch_size is None or self.window is None or self.window < 1):
             raise BadSetting(
                 "a language model needs a batch_size and a window of at least 1; "

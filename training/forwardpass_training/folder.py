@@ -7,6 +7,7 @@ metrics.json     held-out metrics, gates, history, machine
 loss.png         curves; classifiers also have confusion.png
 """
 
+import glob
 import json
 import os
 from collections.abc import Callable
@@ -92,6 +93,27 @@ class RunFolder:
         """Write one of the folder's JSON files."""
         text = json.dumps(values, indent=2, allow_nan=False) + "\n"
         write_whole(self.path / name, lambda file: file.write(text.encode()))
+
+
+def find_run(run: str, runs_dir: Path, *, finished: bool = True) -> Path:
+    """The run folder that a person means: a path, or a recipe's name for its newest run below `runs_dir`.
+
+    Args:
+        run: what was typed.
+        runs_dir: where to look for a recipe's runs.
+        finished: for a name, pass over runs that have no `metrics.json` yet.
+
+    Raises:
+        RunFolderError: neither.
+    """
+    if Path(run).is_dir():
+        return Path(run)
+    needed = "metrics.json" if finished else "config.json"
+    runs = [path.parent for path in runs_dir.glob(f"{glob.escape(run)}-*/{needed}")]
+    if not runs:
+        kind = "finished run" if finished else "run"
+        raise RunFolderError(f"{run!r} is not a run folder, and {runs_dir} has no {kind} of a recipe of that name")
+    return max(runs, key=lambda path: (path / "config.json").stat().st_mtime_ns)
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from forwardpass_training.checkpoint import Epoch
@@ -38,6 +38,8 @@ def save_curves(history: Sequence[Epoch], path: Path, *, title: str, loss: str, 
     losses = np.array([(epoch.train_loss, epoch.test_loss) for epoch in history])
     if losses.min() > 0 and losses.max() / losses.min() > LOG_SPAN:
         left.set_yscale("log")
+        left.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        left.yaxis.set_minor_locator(NullLocator())
     left.legend(frameon=False, labelcolor=INK)
     _dress(left, loss)
     _curve(right, epochs, [epoch.metric for epoch in history], HELD_OUT, metric)
@@ -47,7 +49,7 @@ def save_curves(history: Sequence[Epoch], path: Path, *, title: str, loss: str, 
     )
     right.margins(y=0.15)
     _dress(right, f"{metric}, held-out")
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.2)
 
 
 def save_confusion(confusion: NDArray[np.int64], labels: Sequence[str], path: Path, *, title: str) -> None:
@@ -77,7 +79,7 @@ def save_confusion(confusion: NDArray[np.int64], labels: Sequence[str], path: Pa
     axes.set_xlabel("predicted", color=MUTED)
     axes.set_ylabel("true", color=MUTED)
     axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.2)
 
 
 def _curve(axes: Axes, epochs: NDArray[Any], values: Sequence[float], colour: str, label: str) -> None:

@@ -55,7 +55,10 @@ def start(config: RunConfig, runs_dir: Path, surroundings: Surroundings) -> RunF
         TrainingError: see `errors`; `Interrupted` after Ctrl-C, with the command that resumes.
     """
     dataset = config.data.load(surroundings.store)
-    steps_per_epoch(config, dataset.train)  # refuses what cannot be trained before a folder is made
+    # refuse what cannot be trained before a folder is made
+    config.model.check_fits(dataset)
+    steps_per_epoch(config, dataset.train)
+    choose(surroundings.device)
     folder = RunFolder.create(runs_dir, config, datetime.now(UTC))
     folder.write_json("data.json", dataset.provenance.to_json())
     _train_and_record(folder, config, dataset, None, surroundings)
@@ -188,7 +191,7 @@ def _record(
     confusion = None
     if held_out.confusion is not None:
         confusion = held_out.confusion.tolist()
-        title = f"{config.name}: {held_out.metrics['accuracy']:.2%} of {len(dataset.test):,} held-out rows"
+        title = f"{config.name}: {held_out.metrics['accuracy']:.2%} of {len(dataset.test):,} right"
         report.save_confusion(held_out.confusion, dataset.labels, folder.path / "confusion.png", title=title)
     values = {
         "recipe": config.name,

@@ -85,6 +85,13 @@ def steps_per_epoch(config: RunConfig, split: Split) -> int:
     return steps
 
 
+def learning_rate(config: RunConfig, done: float) -> float:
+    """The rate of the next step, when `done` (0 to 1) of the run is behind."""
+    if config.schedule == "cosine":
+        return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+    return config.learning_rate
+
+
 def _train_epoch(
     config: RunConfig,
     network: nn.Module,
@@ -97,12 +104,15 @@ def _train_epoch(
     generator = _seed_epoch(config.seed, epoch)
     network.train()
     total, targets = 0.0, 0
+    steps = steps_per_epoch(config, split)
     for step, (loss, count) in enumerate(_losses(config, network, split, generator)):
         value = loss.item()
         if not math.isfinite(value):
             raise _diverged(config, epoch, f"step {step + 1}", value)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, (epoch + step / steps) / config.epochs)
         optimizer.step()
         total += value * count
         targets += count

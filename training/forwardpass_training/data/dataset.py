@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forwardpass_training.errors import BadSetting
+
 
 @dataclass(frozen=True)
 class Split:
@@ -56,6 +58,9 @@ class Dataset:
     Attributes:
         labels: class names, by index; empty where there are no classes.
         vocabulary: characters, by token; empty where there is no text.
+
+    Raises:
+        BadSetting: a split is empty.
     """
 
     train: Split
@@ -63,6 +68,11 @@ class Dataset:
     provenance: Provenance
     labels: tuple[str, ...] = ()
     vocabulary: str = ""
+
+    def __post_init__(self) -> None:
+        for name, split in (("train", self.train), ("held-out", self.test)):
+            if not len(split):
+                raise BadSetting(f"the {name} split is empty ({self.provenance.source}); ask for more data")
 
 
 def digest(*splits: Split) -> str:

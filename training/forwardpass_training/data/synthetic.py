@@ -25,7 +25,7 @@ class LineData:
     noise: float = 0.1
     """Standard deviation of the noise."""
 
-    def load(self, store: DataStore) -> Dataset:  # noqa: ARG002  every data set is loaded with a store; this one needs none
+    def load(self, store: DataStore) -> Dataset:  # noqa: ARG002  every data set takes a store; this one needs none
         """Draw inputs [rows, 1] and targets [rows, 1], float32."""
         generator = torch.Generator().manual_seed(self.seed)
 
@@ -73,7 +73,7 @@ class SumData:
 
     seed: int = 0
     """Seed of the generator."""
-    train_rows: int = 10_000
+    train_rows: int = 20_000
     """Rows to train on."""
     test_rows: int = 2_000
     """Rows held out."""

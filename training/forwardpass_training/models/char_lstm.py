@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from forwardpass_training.data import Dataset
+from forwardpass_training.errors import BadSetting
+
 State = tuple[Tensor, Tensor]
 
 
@@ -23,6 +26,14 @@ class CharLstmConfig:
     layers: int = 2
     """LSTMs, one on the other."""
 
+    def check_fits(self, dataset: Dataset) -> None:
+        """Raises BadSetting where the network cannot take the data."""
+        if len(dataset.vocabulary) != self.vocabulary:
+            characters = len(dataset.vocabulary)
+            raise BadSetting(
+                f"the network knows {self.vocabulary} characters (model.vocabulary), the text {characters}"
+            )
+
     def build(self) -> "CharLstm":
         """The network, freshly initialised from torch's global generator."""
         return CharLstm(self)
@@ -36,6 +47,10 @@ class CharLstm(nn.Module):
         self.config = config
         self.lstm = nn.LSTM(config.vocabulary, config.hidden, config.layers, batch_first=True)
         self.head = nn.Linear(config.hidden, config.vocabulary)
+        for layer in range(config.layers):
+            # forget gates begin open, as in the tutorials' Keras (Jozefowicz et al. 2015); rows: input, forget, …
+            forget = slice(config.hidden, 2 * config.hidden)
+            nn.init.ones_(getattr(self.lstm, f"bias_ih_l{layer}").data[forget])
 
     def forward(self, tokens: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         one_hot = functional.one_hot(tokens, self.config.vocabulary).float()  # [batch, time, vocabulary]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from forwardpass_training.data import Dataset
 from forwardpass_training.errors import BadSetting
 
 KERNEL, POOL = 3, 2
@@ -31,6 +32,14 @@ class CnnConfig:
             raise BadSetting(
                 f"images of {self.height} x {self.width} are too small for a 3x3 convolution and a pooling by 2"
             )
+
+    def check_fits(self, dataset: Dataset) -> None:
+        """Raises BadSetting where the network cannot take the data."""
+        shape = tuple(dataset.train.inputs.shape[1:])
+        if shape != (self.height, self.width):
+            raise BadSetting(f"the network takes images of {(self.height, self.width)} pixels, the data has {shape}")
+        if len(dataset.labels) != self.classes:
+            raise BadSetting(f"the network tells {self.classes} classes apart, the data has {len(dataset.labels)}")
 
     def build(self) -> "Cnn":
         """The network, freshly initialised from torch's global generator."""

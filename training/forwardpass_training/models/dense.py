@@ -5,6 +5,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from forwardpass_training.data import Dataset
+from forwardpass_training.errors import BadSetting
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenseConfig:
@@ -16,6 +19,15 @@ class DenseConfig:
     """Units of each hidden layer."""
     outputs: int = 1
     """Numbers out."""
+
+    def check_fits(self, dataset: Dataset) -> None:
+        """Raises BadSetting where the network cannot take the data."""
+        shape = tuple(dataset.train.inputs.shape[1:])
+        if shape != (self.inputs,):
+            raise BadSetting(f"the network takes rows of {self.inputs} numbers (model.inputs), the data has {shape}")
+        targets = tuple(dataset.train.targets.shape[1:])
+        if targets != (self.outputs,):
+            raise BadSetting(f"the network gives {self.outputs} numbers (model.outputs), the targets have {targets}")
 
     def build(self) -> "Dense":
         """The network, freshly initialised from torch's global generator."""

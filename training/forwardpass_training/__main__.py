@@ -1,0 +1,273 @@
+"""`forwardpass-train`: train recipes, and ship what they make.
+
+    list                        the recipes, with what each must reach
+    run RECIPE [--epochs …]     train into a new run folder; `run RECIPE --help` shows every setting
+    resume RUN [--epochs …]     go on with a stopped run, or train a finished one further
+    evaluate RUN                held-out metrics of a run's checkpoint
+    export RUN [--out FILE]     write it as ONNX
+    verify RUN [--file FILE]    compare the ONNX file with the network
+    publish RUN --repository DIR   export, prove, and add the next version to a model repository
+
+RUN is a run folder, or the name of a recipe, which means its newest finished run below --runs-dir.
+Results go to stdout, progress to stderr. Exit codes: 0 done; 1 an error, said in one message; 2 wrong usage;
+3 done, but a held-out metric misses its bound; 130 stopped, and resumable.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from inspect import getdoc
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn, TypeVar
+
+import tyro
+
+from forwardpass_training import run
+from forwardpass_training.config import Gate, RunConfig
+from forwardpass_training.data import DataStore
+from forwardpass_training.device import DeviceName
+from forwardpass_training.errors import Interrupted, TrainingError
+from forwardpass_training.folder import RunFolder, find_run
+from forwardpass_training.progress import Reporter
+from forwardpass_training.recipes import RECIPES, find
+
+OK, FAILED, MISUSED, MISSED_GATE, STOPPED = 0, 1, 2, 3, 130
+
+RunArgument = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsDir:
+    """Where runs are kept."""
+
+    runs_dir: Path = Path("runs")
+    """Folder of the run folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(RunsDir):
+    """How to use the machine; changes no setting of the recipe."""
+
+    device: DeviceName = "auto"
+    """auto: CUDA where there is a GPU, else the CPU."""
+    threads: int | None = None
+    """Threads on the CPU; None: one a core."""
+    quiet: bool = False
+    """No progress; errors and results only."""
+
+    def surroundings(self) -> run.Surroundings:
+        """The same, in the form that `run` takes."""
+        reporter = Reporter(quiet=self.quiet)
+        store = DataStore.from_environment(progress=reporter.download)
+        return run.Surroundings(store=store, device=self.device, threads=self.threads, reporter=reporter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Machine):
+    """Train a recipe into a new run folder."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(Machine):
+    """Go on with a stopped run, or train a finished one further."""
+
+    run: RunArgument
+    """A run folder, or a recipe: its newest run."""
+    epochs: int | None = None
+    """Epochs in all; None: as many as the run was meant to have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Machine):
+    """Held-out metrics of a run's checkpoint."""
+
+    run: RunArgument
+    """A run folder, or a recipe: its newest finished run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(RunsDir):
+    """Write a run's network as ONNX."""
+
+    run: RunArgument
+    """A run folder, or a recipe: its newest finished run."""
+    out: Path | None = None
+    """The file; None: model.onnx in the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(RunsDir):
+    """Compare an exported file with the network it came from."""
+
+    run: RunArgument
+    """A run folder, or a recipe: its newest finished run."""
+    file: Path | None = None
+    """The file; None: model.onnx in the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publish(RunsDir):
+    """Export, prove, and add the next version to a model repository."""
+
+    run: RunArgument
+    """A run folder, or a recipe: its newest finished run."""
+    repository: Path
+    """The model repository; made where there is none."""
+
+
+def list_recipes(arguments: Sequence[str]) -> int:
+    """`list`"""
+    if arguments:
+        return _misused(f"list takes no arguments, got {' '.join(arguments)}")
+    for name, recipe in RECIPES.items():
+        config = recipe()
+        print(f"{name}\n    {(getdoc(recipe) or '').splitlines()[0]}")
+        print(f"    {config.epochs} epochs; must reach {', '.join(map(str, config.gates))} on held-out data")
+    return OK
+
+
+def run_recipe(arguments: Sequence[str]) -> int:
+    """`run RECIPE [settings]`"""
+    if not arguments or arguments[0].startswith("-"):
+        return _misused(f"run needs the name of a recipe first: {', '.join(RECIPES)}", asked=_asks_help(arguments))
+    name, *settings = arguments
+    default = Run(config=find(name)())
+    command = _parse(Run, f"run {name}", settings, default=default)
+    folder = run.start(command.config, command.runs_dir, command.surroundings())
+    return _told(folder)
+
+
+def resume(arguments: Sequence[str]) -> int:
+    """`resume RUN`"""
+    command = _parse(Resume, "resume", arguments)
+    path = find_run(command.run, command.runs_dir, finished=False)
+    return _told(run.resume(path, command.surroundings(), epochs=command.epochs))
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """`evaluate RUN`"""
+    command = _parse(Evaluate, "evaluate", arguments)
+    folder, found = run.reevaluate(find_run(command.run, command.runs_dir), command.surroundings())
+    return _print_metrics(found.metrics, folder.config().gates)
+
+
+def export(arguments: Sequence[str]) -> int:
+    """`export RUN`"""
+    from forwardpass_training.export import export as export_to
+
+    command = _parse(Export, "export", arguments)
+    path = find_run(command.run, command.runs_dir)
+    print(export_to(run.exportable(path), command.out or path / "model.onnx"))
+    return OK
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """`verify RUN`"""
+    from forwardpass_training.verify import parity
+
+    command = _parse(Verify, "verify", arguments)
+    path = find_run(command.run, command.runs_dir)
+    print(parity(command.file or path / "model.onnx", run.exportable(path)))
+    return OK
+
+
+def publish(arguments: Sequence[str]) -> int:
+    """`publish RUN --repository DIR`"""
+    from forwardpass_training.publish import publish as publish_to
+
+    command = _parse(Publish, "publish", arguments)
+    version = publish_to(find_run(command.run, command.runs_dir), command.repository)
+    print(f"{version.model} version {version.version}: {version.path}")
+    return OK
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "list": list_recipes,
+    "run": run_recipe,
+    "resume": resume,
+    "evaluate": evaluate,
+    "export": export,
+    "verify": verify,
+    "publish": publish,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; says errors on stderr.
+
+    Args:
+        arguments: of the command line; None: this process's own, whose SIGTERM then stops a run as Ctrl-C does.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
+        signal.signal(signal.SIGTERM, _interrupt)
+    if not arguments or _asks_help(arguments[:1]):
+        print((__doc__ or "").strip())
+        return OK if arguments else MISUSED
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        return _misused(f"no command {name!r}; {hint}")
+    try:
+        return COMMANDS[name](rest)
+    except Interrupted as exc:
+        print(exc, file=sys.stderr)
+        return STOPPED
+    except TrainingError as exc:
+        print(f"forwardpass-train: {exc}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("forwardpass-train: stopped", file=sys.stderr)
+        return STOPPED
+
+
+Command = TypeVar("Command")
+
+
+def _parse(command: type[Command], name: str, arguments: Sequence[str], default: Command | None = None) -> Command:
+    """A command's arguments; tyro prints help or the mistake, and exits 0 or 2."""
+    options = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    prog = f"forwardpass-train {name}"
+    if default is None:
+        return tyro.cli(command, prog=prog, args=arguments, config=options)
+    return tyro.cli(command, prog=prog, args=arguments, config=options, default=default)
+
+
+def _told(folder: RunFolder) -> int:
+    """Print what a finished run reached and where it is."""
+    code = _print_metrics(run.metrics(folder.path)["held_out"], folder.config().gates)
+    print(f"run folder  {folder.path}")
+    return code
+
+
+def _print_metrics(found: Mapping[str, float], gates: Sequence[Gate]) -> int:
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:<{width}}  {value:.6g}")
+    missed = [gate for gate in gates if not gate.holds(found)]
+    for gate in gates:
+        print(f"{'MISSED' if gate in missed else 'reached'}: {gate}")
+    return MISSED_GATE if missed else OK
+
+
+def _asks_help(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and arguments[0] in ("-h", "--help", "help")
+
+
+def _misused(text: str, *, asked: bool = False) -> int:
+    print(f"forwardpass-train: {text}", file=sys.stdout if asked else sys.stderr)
+    return OK if asked else MISUSED
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
