@@ -7,7 +7,7 @@ is a model's (it has a ready version). When the server is leaving, all but "live
 from typing import TypeAlias
 
 from forwardpass_proto import health_pb2 as pb
-from forwardpass_server.errors import InvalidRequest, NotFound
+from forwardpass_server.errors import NotFound
 from forwardpass_server.lifecycle.manager import ModelManager
 from forwardpass_server.rpc.messages import parse
 from forwardpass_server.rpc.status import Code
@@ -15,8 +15,6 @@ from forwardpass_server.transport.call import StreamCall
 
 LIVENESS = "liveness"
 WATCHES_MAX = 10_000
-BACKLOG_MAX = 16
-"""Updates that a slow watcher may have waiting; it then gets the newest when it reads again."""
 
 ServingStatus: TypeAlias = pb.HealthCheckResponse.ServingStatus
 SERVING = pb.HealthCheckResponse.SERVING
@@ -62,7 +60,6 @@ class Health:
         """End every watch, so that the transport finds nothing in flight that would never end by itself."""
         for watch in tuple(self._watches):
             watch.close()
-        self._watches.clear()
 
     def check(self, request: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
         status = self.status(request.service)
@@ -90,7 +87,10 @@ class Health:
 
 
 class Watch:
-    """One Watch stream: the status now, then each change. A `transport.call.StreamHandler`."""
+    """One Watch stream: the status now, then each change. A `transport.call.StreamHandler`.
+
+    A watcher that does not read is failed by the transport when its backlog is full.
+    """
 
     def __init__(self, health: Health, call: StreamCall) -> None:
         self._health = health
@@ -100,32 +100,34 @@ class Watch:
 
     def on_message(self, body: bytes) -> None:
         if self._service is not None:
-            raise InvalidRequest("Watch takes one request a stream")
-        self._service = parse(pb.HealthCheckRequest, body).service
-        if not self._health.add(self):
-            self._call.finish(Code.RESOURCE_EXHAUSTED, f"{WATCHES_MAX} watches already")
+            self._end(Code.INVALID_ARGUMENT, "Watch takes one request a stream")
             return
-        self.update()
+        self._service = parse(pb.HealthCheckRequest, body).service
+        if self._health.add(self):
+            self.update()
+        else:
+            self._end(Code.RESOURCE_EXHAUSTED, f"{WATCHES_MAX} streams watch already")
 
     def on_half_close(self) -> None:
         if self._service is None:
-            self._call.finish(Code.INVALID_ARGUMENT, "Watch without a request")
+            self._end(Code.INVALID_ARGUMENT, "Watch without a request")
 
     def on_cancel(self) -> None:
         self._health.remove(self)
 
-    def close(self) -> None:
-        self._call.finish(Code.UNAVAILABLE, "the server is stopping")
-
     def update(self) -> None:
         """Send the status if it is not the one sent last."""
-        if self._service is None:
-            return
-        if self._call.backlog >= BACKLOG_MAX:
-            self._call.on_writable(self.update)
-            return
+        assert self._service is not None, "a watch is added when it knows its service"
         status = self._health.status(self._service)
         if status != self._sent:
             self._sent = status
             if not self._call.send(pb.HealthCheckResponse(status=status).SerializeToString()):
                 self._health.remove(self)
+
+    def close(self) -> None:
+        """End the stream, since the server is stopping."""
+        self._end(Code.UNAVAILABLE, "the server is stopping")
+
+    def _end(self, code: Code, message: str) -> None:
+        self._health.remove(self)
+        self._call.fail(code, message)

@@ -120,7 +120,7 @@ class RefusedStream:
     """Ends a stream at once. A `transport.call.StreamHandler`."""
 
     def __init__(self, call: StreamCall, error: NotImplementedHere) -> None:
-        call.finish(*status.of(error))
+        call.fail(*status.of(error))
 
     def on_message(self, body: bytes) -> None:
         """Sent before the caller saw the end."""

@@ -14,10 +14,6 @@ from forwardpass_server import errors
 
 log = logging.getLogger(__name__)
 
-MESSAGE_BYTES_MAX = 2048
-"""Longest status message, as UTF-8. gRPC percent-encodes it, to three times that at worst, and clients take 8 KiB of
-metadata unless told otherwise."""
-
 PUSHBACK = "grpc-retry-pushback-ms"
 """Trailer that tells a client's retry policy when to try again; negative for never (gRPC proposal A6)."""
 
@@ -73,16 +69,13 @@ def of(error: BaseException) -> Status:
 
 
 def wire_text(text: str) -> str:
-    """`text` as it may stand in a status: at most `MESSAGE_BYTES_MAX` bytes, and nothing that drives a terminal.
+    """`text` without what drives a terminal: control characters and lone surrogates are escaped.
 
-    Line breaks and tabs stay, since gRPC carries them; other control characters and lone surrogates are escaped.
+    Tabs and line ends stay, since gRPC carries them. The transport cuts what is too long.
     """
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() or c in "\t\r\n" else _escape(c) for c in text[:MESSAGE_BYTES_MAX])
-    encoded = text.encode()
-    if len(encoded) <= MESSAGE_BYTES_MAX:
+    if text.isprintable():
         return text
-    return encoded[: MESSAGE_BYTES_MAX - 3].decode(errors="ignore") + "…"
+    return "".join(c if c.isprintable() or c in "\t\r\n" else _escape(c) for c in text)
 
 
 def _escape(character: str) -> str:

@@ -52,11 +52,6 @@ def to_array(tensor: InputTensor, dtype: Dtype) -> np.ndarray:
     if tensor.raw is None:
         return _from_contents(tensor, dtype, elements)
     if dtype is BYTES:
-        if 4 * elements > len(tensor.raw):
-            raise InvalidRequest(
-                f"input '{tensor.name}': {elements} BYTES elements take at least {4 * elements} bytes, "
-                f"got {len(tensor.raw)}"
-            )
         return _objects(strings.decode(tensor.raw, elements, tensor.name), tensor.shape)
     expected = elements * dtype.itemsize
     if len(tensor.raw) != expected:

@@ -101,7 +101,9 @@ def _fit(signature: "Signature", spec: TensorSpec, shape: tuple[int, ...], model
     if len(shape) != len(spec.shape) or any(
         isinstance(d, int) and d != s for d, s in zip(spec.shape, shape, strict=True)
     ):
-        note = f"; the first dimension is the batch, 1 to {signature.max_batch_size}" * bool(signature.max_batch_size)
+        note = f"; the first dimension is the batch, at most {signature.max_batch_size}" * bool(
+            signature.max_batch_size
+        )
         raise InvalidRequest(
             f"unexpected shape for input '{spec.name}' of model '{model}': "
             f"expected {spec.shape_text()}, got {list(shape)}{note}"

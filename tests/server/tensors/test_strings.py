@@ -81,7 +81,7 @@ def test_nul_and_empty_and_a_megabyte_survive() -> None:
 
 def test_ten_million_elements_of_one_byte() -> None:
     count = 10_485_760
-    raw = (b"\1\0\0\0x" * count)
+    raw = b"\1\0\0\0x" * count
     elements = strings.decode(memoryview(raw), count, "x")
     assert len(elements) == count
     assert set(elements) == {"x"}
