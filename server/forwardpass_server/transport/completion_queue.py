@@ -1,0 +1,239 @@
+"""The gRPC server: binds a port, admits or refuses each call itself, and hands the admitted ones to their handlers.
+
+The stock servers leave a call that finds no handler waiting inside the core, where a burst or a shutdown turns it into
+CANCELLED. Here enough `request_call`s are posted at all times: every call reaches `_on_call` and gets a status from us.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+from forwardpass_server.errors import StartFailed
+from forwardpass_server.transport import core, sockets
+from forwardpass_server.transport.answer import shown, status_message
+from forwardpass_server.transport.call import Metadata, OnError, StreamFactory, UnaryHandler
+from forwardpass_server.transport.loop import Loop
+from forwardpass_server.transport.options import TransportOptions, channel_args
+from forwardpass_server.transport.stats import Stats
+from forwardpass_server.transport.stop import Stop, StopReport
+from forwardpass_server.transport.stream import BidiCall
+from forwardpass_server.transport.unary import UNIMPLEMENTED, UnaryCall
+
+RESOURCE_EXHAUSTED = 8
+RETRY_WHEN_FULL: Metadata = (("grpc-retry-pushback-ms", "50"),)
+
+logger = logging.getLogger(__name__)
+
+Refusal = tuple[int, str, Metadata]
+Unknown = Callable[[str], tuple[int, str]]
+
+
+def unknown_method(method: str) -> tuple[int, str]:
+    """The answer to a method that nobody registered: UNIMPLEMENTED, with its name escaped and cut."""
+    return UNIMPLEMENTED, f"this server has no method {shown(method)}"
+
+
+class CompletionQueueServer:
+    """One port, one loop. `bind`, then `run` on the thread that becomes the loop thread, then `stop` from another.
+
+    Args:
+        options: where to listen, and limits.
+        unary: handlers by full method name.
+        streams: factories of stream handlers by full method name.
+        on_error: the status for an exception out of a handler.
+        unknown: the status for a method in neither mapping.
+    """
+
+    def __init__(
+        self,
+        options: TransportOptions,
+        unary: Mapping[str, UnaryHandler],
+        streams: Mapping[str, StreamFactory],
+        *,
+        on_error: OnError,
+        unknown: Unknown = unknown_method,
+    ) -> None:
+        self.options = options
+        self._loop = Loop()
+        self._unary = {method.encode(): handler for method, handler in unary.items()}
+        self._streams = {method.encode(): factory for method, factory in streams.items()}
+        self._on_error = on_error
+        self._unknown = unknown
+        self._refusal: Refusal | None = None
+        self._raw: core.RawServer | None = None
+        self._shut_down = False
+        self._ended = threading.Event()
+        self._stop: Stop | None = None
+        self.port = 0
+        """The bound port; 0 before `bind`."""
+        self.on_refusing: Callable[[], None] | None = None
+        """Runs on the loop thread when a stop begins to refuse: the moment to finish streams that would never end."""
+
+    @property
+    def stats(self) -> Stats:
+        """Counts since the start; any thread."""
+        return self._loop.stats
+
+    @property
+    def on_idle(self) -> Callable[[], bool] | None:
+        """Runs on the loop thread when every ready event has been handled, before it blocks.
+
+        It returns whether it did work: then the loop looks for events again without blocking. It must not block.
+        """
+        return self._loop.on_idle
+
+    @on_idle.setter
+    def on_idle(self, work: Callable[[], bool] | None) -> None:
+        self._loop.on_idle = work
+
+    def bind(self) -> int:
+        """Bind the port, exclusively unless `reuse_port`; connections wait until `run`. Once.
+
+        Returns:
+            The real port.
+
+        Raises:
+            StartFailed: the port is in use, or the address cannot be bound; names host and port.
+        """
+        options = self.options
+        raw = core.server(channel_args(options), self._loop.queue)
+        port = core.listen(raw, options.address, options.credentials)
+        if not port:
+            why = sockets.why_not_bindable(options.host, options.port)
+            if not why and options.credentials is not None:
+                why = "its TLS credentials were refused"
+            raise StartFailed(
+                f"cannot listen on {options.address}: {why or 'the core does not say why'}; "
+                "choose another --grpc-port or --host, or stop what is listening there"
+            )
+        self._raw = raw
+        self.port = port
+        return port
+
+    def run(self) -> None:
+        """Serve until stopped. The calling thread is the loop thread from now on.
+
+        Raises:
+            RuntimeError: not bound, or run before.
+        """
+        if self._raw is None or self._ended.is_set():
+            raise RuntimeError("bind() comes before run(), and run() comes once")
+        raw = self._raw
+        raw.start()
+        for _ in range(self.options.posted_calls):
+            self._post()
+        try:
+            self._loop.run()
+        finally:
+            self._ended.set()
+        raw.destroy()
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Run `function` on the loop thread, waking it if it sleeps. Any thread.
+
+        Raises:
+            RuntimeError: the loop has ended.
+        """
+        self._loop.call_soon(function)
+
+    def refuse_new(self, code: int, message: str) -> None:
+        """From now on answer every new call with this status. Any thread."""
+        self._refusal = (code, message, ())
+
+    def stop(self, *, drain_s: float, grace_s: float) -> StopReport:
+        """Stop without losing a call: see `stop.Stop`. Any thread but the loop's; blocks until the loop has ended.
+
+        Args:
+            drain_s: how long to go on serving with the port closed to new connections, while clients leave.
+            grace_s: how long admitted calls may take after that, before they are cancelled.
+
+        A second `stop`, from another thread, hurries the first: it ends the drain at once, and the wait for admitted
+        calls after its own `grace_s`.
+        """
+        if self._loop.is_this_thread():
+            raise RuntimeError("stop() on the loop thread would wait for itself; call it from another thread")
+        if self._raw is None:
+            raise RuntimeError("stop() before bind(): there is nothing to stop")
+        with self._loop.lock:
+            first = self._stop is None
+            if self._stop is None:
+                self._stop = Stop(self._loop, self, self._ended)
+            stop = self._stop
+        if not first:
+            return stop.hurry(grace_s)
+        return stop.run(drain_s, grace_s)
+
+    # What `Stop` needs of us, on the loop thread.
+
+    def end_streams(self, code: int, message: str) -> None:
+        """Ask every stream to end with what it has read so far."""
+        if self.on_refusing is not None:
+            self.on_refusing()
+        for stream in tuple(self._loop.streams):
+            stream.end_reading(code, message)
+
+    def shut_down(self, then: Callable[[], None]) -> None:
+        """Shut the core's server down; `then` runs on the loop thread when no connection is left."""
+        assert self._raw is not None
+        self._shut_down = True
+        self._raw.shutdown(self._loop.queue, lambda _event: then())
+
+    def cancel_all(self) -> None:
+        """Cancel what is still in flight; only after `shut_down`."""
+        assert self._raw is not None
+        self._raw.cancel_all_calls()
+
+    # The calls.
+
+    def _post(self) -> None:
+        assert self._raw is not None
+        self._raw.request_call(self._loop.queue, self._loop.queue, self._on_call)
+
+    def _on_call(self, event: core.CallEvent) -> None:
+        if not event.success:
+            return  # a posted request that came back at shutdown
+        loop = self._loop
+        loop.bell.latest_call = event.call
+        if not self._shut_down:
+            self._raw.request_call(loop.queue, loop.queue, self._on_call)  # type: ignore[union-attr]  # bound, or no call
+        stats = loop.stats
+        if self._refusal is not None:
+            self._refuse(event.call, self._refusal)
+        elif stats.calls_started - stats.calls_completed >= self.options.max_calls_in_flight:
+            self._refuse(
+                event.call,
+                (
+                    RESOURCE_EXHAUSTED,
+                    f"{self.options.max_calls_in_flight} calls are in flight, which is the limit; retry later",
+                    RETRY_WHEN_FULL,
+                ),
+            )
+        else:
+            method = event.call_details.method
+            handler = self._unary.get(method)
+            if handler is not None:
+                UnaryCall(loop, event, handler, self._on_error)
+                return
+            factory = self._streams.get(method)
+            if factory is not None:
+                BidiCall(loop, event, factory, self._on_error, self.options.max_stream_backlog_bytes)
+                return
+            self._refuse(event.call, (*self._unknown(method.decode("ascii", "backslashreplace")), ()))
+
+    def _refuse(self, call: core.RawCall, refusal: Refusal) -> None:
+        code, message, trailers = refusal
+        self._loop.stats.calls_refused += 1
+        error = call.start_server_batch(
+            (
+                core.SendInitialMetadata((), core.NO_FLAGS),
+                core.SendStatus(trailers, code, status_message(message), core.NO_FLAGS),
+                core.ReceiveClose(core.NO_FLAGS),
+            ),
+            _refused,
+        )
+        if error != core.OK:
+            logger.error("the core refused to refuse a call (error %d)", error)
+
+
+def _refused(_event: core.BatchEvent) -> None:
+    """A refusal has been taken by the core; nothing was admitted, so nothing is released."""

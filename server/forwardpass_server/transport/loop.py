@@ -1,0 +1,142 @@
+"""The loop: one thread that takes events off the completion queue and gives each to its tag.
+
+A round takes every event that is ready, then lets `on_idle` work (models that run in microseconds run there, on the
+batch that gathered meanwhile), then blocks until the next event. Nobody waits on a timer. A round is cut after
+`EVENTS_PER_ROUND`, so that arrivals cannot starve the work they brought.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from forwardpass_server.transport import core
+from forwardpass_server.transport.bell import Bell
+from forwardpass_server.transport.stats import Stats
+
+EVENTS_PER_ROUND = 512
+
+logger = logging.getLogger(__name__)
+
+
+class Watchable(Protocol):
+    """A call that wants to hear when its caller leaves."""
+
+    def watch(self) -> None:
+        """Ask the core, unless the call has its answer. Loop thread."""
+
+
+class Endable(Protocol):
+    """A stream, which may outlive any wait unless it is asked to end."""
+
+    def end_reading(self, code: int, message: str) -> None:
+        """Read no more, answer what was read, then end with this status. Loop thread."""
+
+
+class Loop:
+    """The completion queue and the thread that serves it.
+
+    `lock` is held while a batch of operations starts: it orders answers from several threads (exactly one wins), and an
+    answer against the end of the queue (`closed`), where the core would abort the process.
+    """
+
+    def __init__(self) -> None:
+        self.queue = core.queue()
+        self.lock = threading.RLock()  # reentrant: a finaliser may answer a call while we hold it
+        self.closed = False
+        self.stats = Stats()
+        self.on_idle: Callable[[], bool] | None = None
+        self.unwatched: list[Watchable] = []
+        self.streams: set[Endable] = set()
+        self.bell = Bell(self.queue, self._on_bell)
+        self._soon: deque[Callable[[], None]] = deque()
+        self._rung = False
+        self._thread: int | None = None
+
+    def run(self) -> None:
+        """Serve until the queue has shut down and is empty. Called once, by the thread that becomes the loop thread."""
+        self._thread = threading.get_ident()
+        poll = self.queue.poll
+        wait_until: float | None = 0.0
+        while True:
+            event = poll(wait_until)
+            began_s = time.monotonic()
+            ready = EVENTS_PER_ROUND
+            while (tag := event.tag) is not None:
+                tag(event)
+                ready -= 1
+                if not ready:
+                    break
+                event = poll(0.0)
+            else:
+                if event.completion_type == core.QUEUE_SHUTDOWN:
+                    return
+            worked = self._end_round()
+            wait_until = 0.0 if worked or not ready else None
+            self._account(time.monotonic() - began_s)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Run `function` on the loop thread at the end of its round, in the order of the calls. Any thread.
+
+        Raises:
+            RuntimeError: the loop has ended.
+        """
+        with self.lock:
+            if self.closed:
+                raise RuntimeError("the transport's loop has ended")
+            self._soon.append(function)
+            if self._rung or self._thread is None or self.is_this_thread():
+                return  # it is awake, or will look before it first sleeps
+            self._rung = True
+            self.bell.ring()
+
+    def is_this_thread(self) -> bool:
+        """Whether the caller is on the loop thread."""
+        return threading.get_ident() == self._thread
+
+    def close(self) -> None:
+        """End the queue; `run` returns when it is empty. No batch may start after this."""
+        with self.lock:
+            self.closed = True
+            self.bell.dismantle()
+            self.queue.shutdown()
+
+    def _end_round(self) -> bool:
+        worked = False
+        if self.on_idle is not None:
+            try:
+                worked = self.on_idle()
+            except Exception:
+                logger.exception("on_idle raised; the loop goes on")
+        if self.unwatched:
+            unwatched, self.unwatched = self.unwatched, []
+            for call in unwatched:
+                call.watch()
+        if self._soon:
+            self._run_soon()
+            worked = True
+        return worked
+
+    def _run_soon(self) -> None:
+        for _ in range(len(self._soon)):  # what these add runs in the next round
+            function = self._soon.popleft()
+            try:
+                function()
+            except Exception:
+                logger.exception("a function given to call_soon raised; the loop goes on")
+
+    def _on_bell(self, _event: core.Event) -> None:
+        with self.lock:
+            self._rung = False
+            if not self.closed:
+                self.bell.rewind()
+
+    def _account(self, round_s: float) -> None:
+        stats = self.stats
+        stats.loop_passes += 1
+        stats.loop_busy_s += round_s
+        stats.loop_lag_s = round_s
+        if round_s > stats.loop_lag_max_s:
+            stats.loop_lag_max_s = round_s
