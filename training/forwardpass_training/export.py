@@ -63,6 +63,8 @@ def export(exportable: Exportable, path: Path, *, opset: int = OPSET, embed_byte
 
 
 def _trace(exportable: Exportable, file: Path, opset: int, external: bool) -> None:
+    if exportable.module.training:
+        raise ExportFailed("the network is in training mode, in which it answers differently; call eval() on all of it")
     examples = exportable.examples(_TRACED_ROWS, torch.Generator().manual_seed(0))
     for name, example in zip(exportable.input_names, examples, strict=True):
         axes = exportable.dynamic.get(name, {})

@@ -118,7 +118,7 @@ def publish_export(
     except repository.PublishFailed as exc:
         raise PublishFailed(str(exc)) from exc
     except OSError as exc:
-        raise PublishFailed(f"cannot write version of {model!r} into {root}: {exc}; nothing was published") from exc
+        raise PublishFailed(f"cannot write a version of {model!r} into {root}: {exc}; nothing was published") from exc
 
 
 def _explain(missed: Sequence[Gate], metrics: Mapping[str, float]) -> str:

@@ -92,6 +92,14 @@ class ParityReport:
         verdict = {"passed": self.passed, "max_abs_error": self.max_abs_error, "max_rel_error": self.max_rel_error}
         return verdict | asdict(self)
 
+    def __str__(self) -> str:
+        batches = ", ".join(map(str, BATCHES))
+        return (
+            f"parity {'passed' if self.passed else 'FAILED'}: max absolute error {self.max_abs_error:.2g}, relative "
+            f"{self.max_rel_error:.2g} (allowed {self.atol:g} + {self.rtol:g} relative); {len(self.comparisons)} "
+            f"comparisons at batch {batches}, ONNX Runtime {self.onnxruntime} against torch {self.torch}"
+        )
+
     def write(self, path: Path) -> None:
         """Write it as JSON, failures included."""
         path.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")

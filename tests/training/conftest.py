@@ -1,0 +1,87 @@
+"""Three small networks, exported once for all tests: an export costs seconds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from forwardpass_training.export import export
+from forwardpass_training.exportable import Examples, Exportable
+from forwardpass_training.models import CharLstmConfig, CnnConfig, DenseConfig, served
+from forwardpass_training.task import Task
+
+VOCABULARY, HIDDEN, LAYERS = 5, 4, 2
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network and the ONNX file written from it."""
+
+    exportable: Exportable
+    path: Path
+
+
+def mlp() -> Exportable:
+    """x [batch, 10] float32 → probability [batch, 1]."""
+    torch.manual_seed(1)
+    return _exportable(DenseConfig(inputs=10, hidden=(10,)), "binary", lambda b, g: (torch.randn(b, 10, generator=g),))
+
+
+def cnn() -> Exportable:
+    """image [batch, 8, 8] uint8 → probabilities [batch, 10]."""
+    torch.manual_seed(2)
+    config = CnnConfig(height=8, width=8, white=16, channels=4, hidden=8)
+
+    def images(batch: int, generator: Generator) -> tuple[Tensor, ...]:
+        return (torch.randint(0, 17, (batch, 8, 8), generator=generator, dtype=torch.uint8),)
+
+    return _exportable(config, "multiclass", images)
+
+
+def lstm() -> Exportable:
+    """tokens [batch, time], h0, c0 [batch, 2, 4] → logits [batch, time, 5], h1, c1; prompts of 6 and single steps."""
+    torch.manual_seed(3)
+
+    def texts(time: int) -> Examples:
+        def draw(batch: int, generator: Generator) -> tuple[Tensor, ...]:
+            states = torch.randn(2, batch, LAYERS, HIDDEN, generator=generator).tanh()
+            return torch.randint(0, VOCABULARY, (batch, time), generator=generator), states[0], states[1]
+
+        return draw
+
+    config = CharLstmConfig(vocabulary=VOCABULARY, hidden=HIDDEN, layers=LAYERS)
+    return _exportable(config, "language", texts(6), step=texts(1))
+
+
+def _exportable(
+    config: DenseConfig | CnnConfig | CharLstmConfig, task: Task, examples: Examples, **further: Examples
+) -> Exportable:
+    outside = served(config.build(), task)
+    return Exportable(
+        module=outside.module,
+        reference=outside.reference,
+        input_names=outside.input_names,
+        output_names=outside.output_names,
+        dynamic=outside.dynamic,
+        examples=examples,
+        further_examples=further,
+        metadata={"forwardpass.task": task, "forwardpass.labels": '["ä", "b"]', "forwardpass.data": '{"rows": 7}'},
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """By name (`mlp`, `cnn`, `lstm`), each made when first asked for."""
+    networks = {"mlp": mlp, "cnn": cnn, "lstm": lstm}
+    made: dict[str, Exported] = {}
+
+    def get(name: str) -> Exported:
+        if name not in made:
+            exportable = networks[name]()
+            made[name] = Exported(exportable, export(exportable, tmp_path_factory.mktemp(name) / "model.onnx"))
+        return made[name]
+
+    return get
