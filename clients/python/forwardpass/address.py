@@ -1,13 +1,15 @@
 """From what a user writes for an address to what gRPC dials. Pure."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from forwardpass.errors import ClientMisused
 
 DEFAULT_PORT = 8001
 _FORMS = "give host:port, grpc://host:port, grpcs://host:port, ip:port,ip:port, dns:///host:port or unix:/path"
+
+_HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<host>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +54,15 @@ def parse(text: str) -> Address:
 
 
 def _host_port(part: str, text: str) -> tuple[str, int]:
-    try:
-        split = urlsplit(f"//{part}" if part.count(":") < 2 or part.startswith("[") else f"//[{part}]")
-        port = DEFAULT_PORT if split.port is None else split.port
-    except ValueError as wrong:
-        raise ClientMisused(f"no address of a gRPC server: '{text}' ({wrong}); {_FORMS}") from wrong
-    if not split.hostname or split.path or split.query or split.username or port == 0:
-        raise ClientMisused(f"no address of a gRPC server: '{text}'; {_FORMS}")
-    return split.hostname, port
+    if _family(part) == 6:
+        return part, DEFAULT_PORT
+    match = _HOST_PORT.fullmatch(part)
+    if match is None or (match["ipv6"] is not None and _family(match["ipv6"]) != 6):
+        raise ClientMisused(f"no address of a gRPC server: {text!r}; {_FORMS}")
+    port = int(match["port"] or DEFAULT_PORT)
+    if not 0 < port < 65536:
+        raise ClientMisused(f"no address of a gRPC server: '{text}' (a port is 1 to 65535); {_FORMS}")
+    return match["ipv6"] or match["host"], port
 
 
 def _join(host: str, port: int) -> str:

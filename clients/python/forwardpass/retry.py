@@ -3,8 +3,11 @@
 import json
 from dataclasses import dataclass
 
+import grpc
+
 from forwardpass.errors import ClientMisused
 
+_CODES = {code.name for code in grpc.StatusCode} - {"OK"}
 LOAD_BALANCING = ("round_robin", "pick_first")
 
 
@@ -31,6 +34,8 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if not 2 <= self.attempts <= 5:
             raise ClientMisused(f"retry attempts must be 2 to 5, got {self.attempts}; retry=None tries once")
+        if not self.codes or not set(self.codes) <= _CODES:
+            raise ClientMisused(f"retry codes must be some of {', '.join(sorted(_CODES))}, got {self.codes}")
         if not 0 < self.initial_backoff_s <= self.max_backoff_s or self.backoff_multiplier < 1:
             raise ClientMisused(
                 "a retry needs 0 < initial_backoff_s <= max_backoff_s and backoff_multiplier >= 1, got "
