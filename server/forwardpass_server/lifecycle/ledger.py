@@ -45,10 +45,10 @@ class Record:
 class Ledger:
     """All records. The repository thread alone calls its methods; `table` may be read on any thread."""
 
-    def __init__(self, observer: LifecycleObserver) -> None:
+    def __init__(self) -> None:
         self.table = Table()
         self.subscribers: list[Callable[[], None]] = []
-        self._observer = observer
+        self.observers: list[LifecycleObserver] = []
         self._records: dict[tuple[str, int], Record] = {}
 
     def models(self) -> set[str]:
@@ -64,7 +64,7 @@ class Ledger:
         record = self._records.get((model, number))
         if record is None:
             record = self._records[model, number] = Record(model, number)
-            self._observer.state_changed(model, number, State.FOUND)
+            self._tell(record)
         return record
 
     def current(self, model: str) -> dict[int, Current]:
@@ -80,10 +80,12 @@ class Ledger:
         record.state, record.reason = step(record.state, state), reason
         record.wanted = state not in (State.DRAINING, State.UNLOADED)
         self.publish()
-        self._observer.state_changed(record.model, record.number, state)
+        self._tell(record)
 
-    def serve(self, record: Record, leases: Leases[LoadedVersion], stamp: object) -> Leases[LoadedVersion] | None:
-        """Let a version serve; returns the leases that it replaces, which nothing points to any more."""
+    def serve(
+        self, record: Record, leases: Leases[LoadedVersion], stamp: object, seconds: float
+    ) -> Leases[LoadedVersion] | None:
+        """Let a version serve that took so long to load; returns the leases it replaces, which no table names any more."""
         replaced, record.serving = record.serving, leases
         record.serving_stamp, record.failed_stamp = stamp, None
         if replaced is None:
@@ -91,11 +93,15 @@ class Ledger:
         else:  # its files were changed in place: READY it was, READY it is
             record.reason = ""
             self.publish()
+        for observer in self.observers:
+            observer.loaded(leases.version, seconds)
         return replaced
 
     def fail(self, record: Record, stamp: object, reason: str) -> None:
         """Write down that a load failed. What serves under that number goes on."""
         record.failed_stamp = stamp
+        for observer in self.observers:
+            observer.load_failed(record.model, record.number)
         if record.serving is None:
             self.enter(record, State.FAILED, reason)
         else:
@@ -103,7 +109,7 @@ class Ledger:
             self.publish()
 
     def withdraw(self, record: Record, reason: str) -> Leases[LoadedVersion]:
-        """Let a version serve no longer; returns its leases, which nothing points to any more."""
+        """Let a version serve no longer; returns its leases, which no table names any more."""
         leases = record.serving
         assert leases is not None, record
         record.serving = record.serving_stamp = None
@@ -120,7 +126,8 @@ class Ledger:
         """Drop the record of a version that is neither served nor in the repository."""
         del self._records[record.model, record.number]
         self.publish()
-        self._observer.forgotten(record.model, record.number)
+        for observer in self.observers:
+            observer.forgotten(record.model, record.number)
 
     def complete(self) -> None:
         """The first loads are over."""
@@ -139,6 +146,10 @@ class Ledger:
         self.table = Table(serving=serving, models=models, complete=complete or self.table.complete)
         for callback in self.subscribers:
             callback()
+
+    def _tell(self, record: Record) -> None:
+        for observer in self.observers:
+            observer.state_changed(record.model, record.number, record.state)
 
 
 def _status(record: Record) -> VersionStatus:

@@ -76,7 +76,6 @@ class ModelManager:
     Args:
         watch: how the repository is looked at.
         load: loads one version.
-        observer: learns of each step.
         strict_readiness: the server is ready only while every model is.
         clock: monotonic seconds.
         wall_clock: seconds since 1970, as files are stamped.
@@ -86,7 +85,6 @@ class ModelManager:
         self,
         watch: Watch,
         load: Load,
-        observer: LifecycleObserver,
         *,
         strict_readiness: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -94,10 +92,9 @@ class ModelManager:
     ) -> None:
         self._watch = watch
         self._load = load
-        self._observer = observer
         self._strict_readiness = strict_readiness
         self._clock = clock
-        self._ledger = Ledger(observer)
+        self._ledger = Ledger()
         self._configs = ConfigReader(watch.root)
         self._settling = Settling(watch.poll_s, clock, wall_clock)
         self._problems: frozenset[Problem] = frozenset()
@@ -167,6 +164,10 @@ class ModelManager:
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Call back after every change, on the repository thread; the callback must not block. Before `start`."""
         self._ledger.subscribers.append(callback)
+
+    def observe(self, observer: LifecycleObserver) -> None:
+        """Tell `observer` of every step. Before `start`."""
+        self._ledger.observers.append(observer)
 
     def start(self) -> None:
         """Begin to look and to load. Returns at once; subscribers are told when it is `complete`.
@@ -291,11 +292,10 @@ class ModelManager:
             log.exception("loading raised what no stage should raise")
             self._failed(record, stamp, f"unexpected {type(exc).__name__}; the server's log says more")
             return
-        replaced = self._ledger.serve(record, Leases(version), stamp)
+        seconds = self._clock() - began
+        replaced = self._ledger.serve(record, Leases(version), stamp, seconds)
         if replaced is not None:
             self._close(replaced, None)
-        seconds = self._clock() - began
-        self._observer.loaded(version, seconds)
         event(
             log,
             logging.INFO,
@@ -334,7 +334,6 @@ class ModelManager:
             serving=max(serving, default=None),
         )
         self._ledger.fail(record, stamp, reason)
-        self._observer.load_failed(record.model, record.number)
 
     def _unload(self, record: Record, reason: str) -> None:
         leases = self._ledger.withdraw(record, reason)

@@ -7,7 +7,7 @@ from forwardpass_server.lifecycle.states import State
 
 
 class LifecycleObserver(Protocol):
-    """Called on the repository thread; must not block."""
+    """Its methods are called on the repository thread and must not block."""
 
     def state_changed(self, model: str, version: int, state: State) -> None:
         """The version is in this state now."""

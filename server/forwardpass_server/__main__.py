@@ -1,0 +1,65 @@
+"""The command `forwardpass-server`: settings, logs, signals, and one server's life.
+
+Exit status: 0 after a clean stop, 1 when it could not start or stop cleanly, 2 for a flag that does not exist, 128 + n
+when a second signal n ended it at once.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from forwardpass_server import config, logs
+from forwardpass_server.errors import StartFailed
+from forwardpass_server.logs import event
+
+log = logging.getLogger("forwardpass_server.main")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a server until it is told to stop; returns the exit status."""
+    try:
+        settings = config.load(sys.argv[1:] if arguments is None else arguments, os.environ)
+    except StartFailed as exc:
+        sys.stderr.write(f"forwardpass-server: {exc}\nforwardpass-server --help shows every setting\n")
+        return 1
+    logs.configure(settings.log_format, settings.log_level)
+    try:
+        return _run(settings)
+    except StartFailed as exc:
+        event(log, logging.ERROR, "cannot start", reason=exc)
+        return 1
+
+
+def _run(settings: config.ServerConfig) -> int:
+    # Imported here, so that --help and a wrong flag are answered without ONNX Runtime's half second.
+    from forwardpass_server.app import Server
+
+    server = Server(settings)
+    asked = False
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            # At once means at once: no handler, no thread and no model is waited for.
+            os._exit(128 + number)
+        asked = True
+        server.ask_to_stop()
+
+    for number in SIGNALS:
+        signal.signal(number, on_signal)
+    try:
+        if server.start():
+            server.wait()
+    except BaseException:
+        server.stop()
+        raise
+    return 0 if server.stop() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""One server, wired: start → serve → drain → stop. No other module builds its collaborators.
+
+    main                   life: waits for a signal, then stops everything in order
+    loop                   every call and byte; and the models that cost less than a thread's wake-up
+    <model>/<version>-<n>  one per model instance: take, stack, run, split, encode, reply
+    repository             looks for versions; loads, swaps, drains
+    metrics-page           the Prometheus page
+
+Importing this does nothing, and two servers live in one process if each has its ports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+from forwardpass_server import __version__
+from forwardpass_server.config import ServerConfig
+from forwardpass_server.errors import StartFailed
+from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.loader import Loader, LoadRules
+from forwardpass_server.lifecycle.manager import ModelManager, Watch
+from forwardpass_server.lifecycle.states import State
+from forwardpass_server.logs import event
+from forwardpass_server.observe.metrics import Metrics
+from forwardpass_server.observe.page import MetricsPage
+from forwardpass_server.rpc import services, status
+from forwardpass_server.runtime import child, control_flow, providers
+from forwardpass_server.runtime.session import Session, SessionOptions
+from forwardpass_server.scheduling.executor import InlineLoop
+from forwardpass_server.tensors.signature import Signature
+from forwardpass_server.transport import credentials, sockets
+from forwardpass_server.transport.completion_queue import CompletionQueueServer
+from forwardpass_server.transport.credentials import CredentialFiles
+from forwardpass_server.transport.options import TransportOptions
+
+log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+
+UNLOAD_S = 10.0
+"""How long versions may take to be freed once no call is left, in seconds."""
+
+
+class News(Enum):
+    """What the main thread waits for."""
+
+    MODELS_CHANGED = "models changed"
+    STOP_ASKED = "stop asked"
+    LOOP_ENDED = "loop ended"
+
+
+class Server:
+    """One server. `start`, `wait` and `stop` are called in that order, on one thread.
+
+    Building it opens and starts nothing; it only tries the device and reads certificates.
+
+    Args:
+        config: its settings.
+
+    Raises:
+        StartFailed: the device cannot be had, or a certificate cannot be used.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        # A SimpleQueue, since a signal handler may put while the same thread is inside `get`.
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._plan = providers.resolve(config.device)
+        inline = InlineLoop()
+        load = Loader(_rules(config), OnnxRuntime(self._plan, config), inline)
+        self._models = ModelManager(_watch(config), load, strict_readiness=config.strict_readiness)
+        built = services.build(self._models, server_version=__version__, enable_reflection=config.enable_reflection)
+        self._health = built.health
+        self._transport = CompletionQueueServer(_options(config), built.unary, built.streams, on_error=_code_and_text)
+        self._transport.on_idle = inline.run_ready
+        versions = {"version": __version__, "onnxruntime": providers.VERSION, "device": self._plan.device}
+        self._metrics = Metrics(methods=[*built.unary, *built.streams], build=versions)
+        self._metrics.watch_loop(lambda: self._transport.stats.loop_lag_s)
+        self._models.observe(MetricsObserver(self._metrics, self._plan.fallback_reason is not None))
+        self._models.subscribe(self._models_changed)
+        self._page = None
+        if config.metrics_port is not None:
+            self._page = MetricsPage(self._metrics.registry, config.host, config.metrics_port)
+        self._loop = threading.Thread(target=self._run_loop, name="loop", daemon=True)
+        self._stop_asked = False
+        self.port: int | None = None
+        """Port of gRPC, once `start` has returned True."""
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Port of the metrics page, once started; None when there is none."""
+        return None if self._page is None else self._page.port
+
+    def start(self) -> bool:
+        """Open the repository, load, warm and prove, then listen. Blocks until the server serves.
+
+        Returns:
+            False when `ask_to_stop` came first; then call `stop`, as in any case.
+
+        Raises:
+            StartFailed: no repository, a port in use, or (with `exit_on_error`) a model that cannot be served.
+        """
+        began = time.monotonic()
+        event(log, logging.INFO, "starting", version=__version__, repository=self._config.model_repository)
+        event(log, logging.INFO, "device", device=self._plan.device, provider=self._plan.expected)
+        if self._plan.fallback_reason is not None:
+            event(log, logging.WARNING, "running on the CPU", reason=self._plan.fallback_reason)
+        self._check_port_free()
+        if self._page is not None:
+            event(log, logging.INFO, "metrics page", address=f"http://{self._config.host}:{self._page.start()}/metrics")
+        self._models.start()
+        while not self._models.complete and not self._stop_asked:
+            self._hear()
+        if self._stop_asked:
+            return False
+        self._report_models()
+        self.port = self._transport.bind()
+        self._loop.start()
+        seconds = round(time.monotonic() - began, 3)
+        event(log, logging.INFO, "serving", address=f"{self._config.host}:{self.port}", start_seconds=seconds)
+        return True
+
+    def wait(self) -> None:
+        """Block until somebody asks to stop.
+
+        Raises:
+            RuntimeError: the loop ended by itself, which it never should.
+        """
+        while not self._stop_asked:
+            self._hear()
+
+    def ask_to_stop(self) -> None:
+        """Let `start` or `wait` return. Any thread, and signal handlers."""
+        self._news.put(News.STOP_ASKED)
+
+    def stop(self) -> bool:
+        """Stop in order, and lose no call: not ready, drain, refuse, finish, end the threads, free the models.
+
+        Returns:
+            False when something did not end in time; the log says what.
+        """
+        began = time.monotonic()
+        clean = True
+        self._metrics.set_draining(True)
+        if self.port is not None:
+            event(log, logging.INFO, "stopping", drain_s=self._config.drain_s, grace_s=self._config.grace_s)
+            self._on_loop(self._health.leave)
+            report = self._transport.stop(drain_s=self._config.drain_s, grace_s=self._config.grace_s)
+            self._loop.join()
+            event(
+                log,
+                logging.INFO,
+                "calls ended",
+                answered=report.answered,
+                cancelled=report.cancelled,
+                refused=report.refused,
+                connections=report.connections,
+            )
+        clean = self._models.stop(UNLOAD_S) and clean
+        if self._page is not None:
+            self._page.stop()
+        seconds = round(time.monotonic() - began, 3)
+        event(log, logging.INFO if clean else logging.ERROR, "stopped", clean=clean, seconds=seconds)
+        return clean
+
+    def _hear(self) -> None:
+        match self._news.get():
+            case News.STOP_ASKED:
+                self._stop_asked = True
+            case News.LOOP_ENDED:
+                raise RuntimeError("the loop ended by itself; the log says why")
+            case News.MODELS_CHANGED:
+                pass  # whoever waits looks again
+
+    def _models_changed(self) -> None:
+        """Repository thread: wake `start`, and tell those who watch the health."""
+        if self._loop.is_alive():
+            self._on_loop(self._health.changed)
+        else:
+            self._news.put(News.MODELS_CHANGED)
+
+    def _on_loop(self, function: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever wanted to know
+            self._transport.call_soon(function)
+
+    def _run_loop(self) -> None:
+        try:
+            self._transport.run()
+        except BaseException:
+            log.exception("the loop ended")
+            raise
+        finally:
+            self._news.put(News.LOOP_ENDED)
+
+    def _check_port_free(self) -> None:
+        """Fail before minutes of loading, not after; `bind` has the last word."""
+        port = self._config.grpc_port
+        reason = sockets.why_not_bindable(self._config.host, port) if port else ""
+        if reason:
+            raise StartFailed(
+                f"cannot listen on {self._config.host}:{port}: {reason}; choose another --grpc-port, or stop who has it"
+            )
+
+    def _report_models(self) -> None:
+        """Say what will be served; with `exit_on_error`, refuse what is not whole.
+
+        Raises:
+            StartFailed: a model has no version that serves, and `exit_on_error` is set.
+        """
+        for version in self._models.serving():
+            inputs = ", ".join(
+                f"{spec.name}: {spec.dtype.wire}{spec.shape_text()}" for spec in version.signature.inputs
+            )
+            event(log, logging.INFO, "model ready", model=version.model, version=version.number, inputs=inputs)
+        failed = [each for each in self._models.statuses() if each.state is State.FAILED]
+        if failed and self._config.exit_on_error:
+            reasons = "; ".join(f"{each.model!r} version {each.version}: {each.reason}" for each in failed)
+            raise StartFailed(f"--exit-on-error is set, and {len(failed)} versions cannot be served: {reasons}")
+        if not self._models.serving():
+            event(log, logging.WARNING, "no model is ready", failed=len(failed))
+
+
+class OnnxRuntime:
+    """Loads models by ONNX Runtime on one device. A `lifecycle.loader.Runtime`."""
+
+    def __init__(self, plan: providers.Plan, config: ServerConfig) -> None:
+        self._plan = plan
+        self._options = SessionOptions(intra_op_threads=config.intra_op_threads)
+        self._timeout_s = config.load_timeout_s
+
+    def try_load(self, path: Path) -> None:
+        """See `runtime.child.try_load`."""
+        child.try_load(path, self._timeout_s)
+
+    def open(self, path: Path, signature: Signature) -> Session:
+        """A session on the device."""
+        return Session(path, signature, self._plan, self._options)
+
+    def has_control_flow(self, path: Path) -> bool:
+        """See `runtime.control_flow`."""
+        return control_flow.has_control_flow(path)
+
+
+class MetricsObserver:
+    """Keeps the metrics of versions. A `lifecycle.observer.LifecycleObserver`."""
+
+    def __init__(self, metrics: Metrics, fallback: bool) -> None:
+        self._metrics = metrics
+        self._fallback = fallback
+
+    def state_changed(self, model: str, version: int, state: State) -> None:
+        """The version is in this state now."""
+        self._metrics.set_state(model, version, state.value)
+
+    def loaded(self, version: LoadedVersion, seconds: float) -> None:
+        """The version is READY."""
+        info = {"sha256": version.sha256, "provider": version.provider, "proved": str(version.proved).lower()}
+        self._metrics.loaded(version.model, version.number, seconds, info, fallback=self._fallback)
+        self._metrics.serve(version.model, version.number, version.scheduler)
+
+    def load_failed(self, model: str, version: int) -> None:
+        """A load failed."""
+        self._metrics.load_failed(model, version)
+
+    def forgotten(self, model: str, version: int) -> None:
+        """The version is not known any more."""
+        self._metrics.forget(model, version)
+
+
+def _code_and_text(error: BaseException) -> tuple[int, str]:
+    """What the transport answers when a stream's handler raises."""
+    code, message, _ = status.of(error)
+    return code, message
+
+
+def _watch(config: ServerConfig) -> Watch:
+    explicit = config.model_control_mode == "explicit" and "*" not in config.load_model
+    return Watch(
+        root=config.model_repository,
+        poll_s=config.repository_poll_secs,
+        once=config.model_control_mode != "poll",
+        only=frozenset(config.load_model) if explicit else None,
+    )
+
+
+def _rules(config: ServerConfig) -> LoadRules:
+    return LoadRules(
+        root=config.model_repository,
+        require_manifest=config.require_manifest,
+        bytes_max=int(config.max_version_gib * (1 << 30)),
+        scratch=config.scratch_dir,
+        max_batch_size=config.max_batch_size,
+        max_requests=config.max_queue_requests,
+        max_queue_bytes=int(config.max_queue_mib * MIB),
+    )
+
+
+def _options(config: ServerConfig) -> TransportOptions:
+    tls = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        files = CredentialFiles(certificate=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca)
+        tls = credentials.load(files)
+    return TransportOptions(
+        host=config.host,
+        port=config.grpc_port,
+        credentials=tls,
+        max_message_bytes=int(config.max_message_mib * MIB),
+        max_metadata_bytes=config.max_metadata_kib << 10,
+        max_connections=config.max_connections,
+        max_connection_age_s=config.max_connection_age_s,
+        max_connection_age_grace_s=config.max_connection_age_grace_s,
+    )
