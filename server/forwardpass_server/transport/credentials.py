@@ -1,7 +1,7 @@
 """TLS and mTLS from PEM files, checked before the port is bound, and read again when they are replaced.
 
-Certificates live shorter than servers: cert-manager and its like replace the files in place, so every new connection gets
-what the files say at that moment. A replacement that does not check is logged, and the one before it stays in use.
+Certificates live shorter than servers: cert-manager and its like replace the files in place, so every new connection
+gets what the files say at that moment. A replacement that does not check is logged, and the one before it stays in use.
 """
 
 import logging
@@ -39,7 +39,7 @@ def load(files: CredentialFiles) -> grpc.ServerCredentials:
     """Credentials for `TransportOptions.credentials`.
 
     Raises:
-        StartFailed: a file is missing, unreadable or no PEM, the key is encrypted or belongs to another certificate; named.
+        StartFailed: a file is missing, unreadable or no PEM, or the key is encrypted or another's; says which.
     """
     return grpc.dynamic_ssl_server_credentials(
         _configuration(files),
