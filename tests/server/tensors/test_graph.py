@@ -64,8 +64,8 @@ def test_weights_listed_as_inputs_are_no_inputs(tmp_path: Path) -> None:
 
 def test_weights_outside_the_file_are_not_read(tmp_path: Path) -> None:
     weight = helper.make_tensor("w", TensorProto.FLOAT, [2], bytes(8), raw=True)
-    weight.ClearField("raw_data")
     onnx.external_data_helper.set_external_data(weight, location="no-such-file")
+    weight.ClearField("raw_data")
     path = write(tmp_path / "model.onnx", [value("x", ["n"])], [value("y", ["n"])], [weight])
     assert [spec.name for spec in Signature.from_onnx(path).inputs] == ["x"]
 

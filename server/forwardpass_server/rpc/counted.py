@@ -1,0 +1,175 @@
+"""Every call counted, by method and status: a thin coat over a call that tells the metrics how it ended.
+
+Costs 1 to 2 µs a call. An answer that the caller did not wait for is counted as CANCELLED, which is what became of it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from forwardpass_server.rpc.status import Code
+from forwardpass_server.transport.call import (
+    Call,
+    Metadata,
+    StreamCall,
+    StreamFactory,
+    StreamHandler,
+    UnaryHandler,
+)
+
+CODE_NAMES = {int(code): code.name for code in Code}
+
+
+class Account(Protocol):
+    """The figures of one method; an `observe.metrics.CallMetrics`. Any thread."""
+
+    def started(self) -> None:
+        """A call arrived."""
+
+    def handled(self, code: str, took_ns: int) -> None:
+        """It was answered, so many nanoseconds after its message had arrived."""
+
+
+def counted(handle: UnaryHandler, account: Account) -> UnaryHandler:
+    """`handle`, with its calls counted."""
+
+    def handle_counted(call: Call, body: bytes) -> None:
+        account.started()
+        handle(CountedCall(call, account), body)
+
+    return handle_counted
+
+
+def counted_stream(make: StreamFactory, account: Account) -> StreamFactory:
+    """`make`, with its streams counted; a stream takes from its beginning to its end."""
+
+    def make_counted(call: StreamCall) -> StreamHandler:
+        account.started()
+        outer = CountedStream(call, account)
+        return CountedHandler(make(outer), outer)
+
+    return make_counted
+
+
+class CountedCall:
+    """A `transport.call.Call`."""
+
+    __slots__ = ("_account", "_call", "deadline", "received_ns")
+
+    def __init__(self, call: Call, account: Account) -> None:
+        self._call = call
+        self._account = account
+        self.deadline = call.deadline
+        self.received_ns = call.received_ns
+
+    @property
+    def method(self) -> str:
+        return self._call.method
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._call.metadata
+
+    @property
+    def peer(self) -> str:
+        return self._call.peer
+
+    @property
+    def cancelled(self) -> bool:
+        return self._call.cancelled
+
+    def identity(self) -> Mapping[str, tuple[bytes, ...]]:
+        return self._call.identity()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        self._call.on_cancel(callback)
+
+    def reply(self, body: bytes, trailers: Metadata = (), *, metadata: Metadata = ()) -> bool:
+        return self._count(self._call.reply(body, trailers, metadata=metadata), "OK")
+
+    def fail(self, code: int, message: str, trailers: Metadata = ()) -> bool:
+        return self._count(self._call.fail(code, message, trailers), CODE_NAMES.get(code, "UNKNOWN"))
+
+    def _count(self, heard: bool, code: str) -> bool:
+        self._account.handled(code if heard else "CANCELLED", time.monotonic_ns() - self.received_ns)
+        return heard
+
+
+class CountedStream:
+    """A `transport.call.StreamCall`, counted once, when it ends."""
+
+    def __init__(self, call: StreamCall, account: Account) -> None:
+        self._call = call
+        self._account: Account | None = account
+        self._began_ns = time.monotonic_ns()
+
+    @property
+    def method(self) -> str:
+        return self._call.method
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._call.metadata
+
+    @property
+    def peer(self) -> str:
+        return self._call.peer
+
+    @property
+    def deadline(self) -> float:
+        return self._call.deadline
+
+    @property
+    def received_ns(self) -> int:
+        return self._call.received_ns
+
+    @property
+    def cancelled(self) -> bool:
+        return self._call.cancelled
+
+    @property
+    def backlog(self) -> int:
+        return self._call.backlog
+
+    def identity(self) -> Mapping[str, tuple[bytes, ...]]:
+        return self._call.identity()
+
+    def send(self, body: bytes) -> bool:
+        return self._call.send(body)
+
+    def finish(self, code: int = 0, message: str = "", trailers: Metadata = ()) -> None:
+        self.ended(CODE_NAMES.get(code, "UNKNOWN"))
+        self._call.finish(code, message, trailers)
+
+    def fail(self, code: int, message: str, trailers: Metadata = ()) -> bool:
+        self.ended(CODE_NAMES.get(code, "UNKNOWN"))
+        return self._call.fail(code, message, trailers)
+
+    def pause_reading(self) -> None:
+        self._call.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._call.resume_reading()
+
+    def on_writable(self, callback: Callable[[], None]) -> None:
+        self._call.on_writable(callback)
+
+    def ended(self, code: str) -> None:
+        """Count it, the first time."""
+        account, self._account = self._account, None
+        if account is not None:
+            account.handled(code, time.monotonic_ns() - self._began_ns)
+
+
+class CountedHandler:
+    """A `transport.call.StreamHandler` that hears when the caller leaves."""
+
+    def __init__(self, handler: StreamHandler, call: CountedStream) -> None:
+        self._handler = handler
+        self._call = call
+        self.on_message = handler.on_message
+        self.on_half_close = handler.on_half_close
+
+    def on_cancel(self) -> None:
+        self._call.ended("CANCELLED")
+        self._handler.on_cancel()
