@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forwardpass import Client
+from forwardpass.errors import TryAgain
 from forwardpass_training.data import DataStore
 from forwardpass_training.recipes import find
 
@@ -74,10 +75,13 @@ def serving(repository: Path, ports: Ports) -> Iterator[subprocess.Popen[bytes]]
         try:
             with Client(f"127.0.0.1:{ports.grpc}") as client:
                 deadline = time.monotonic() + START_S
-                while not client.ready():
+                ready = False
+                while not ready:
                     if server.poll() is not None or time.monotonic() > deadline:
                         raise SystemExit(f"the server did not become ready within {START_S} s; its log stands above")
-                    time.sleep(0.05)
+                    with contextlib.suppress(TryAgain):
+                        client.wait_until_ready(deadline_s=1)
+                        ready = True
             yield server
         finally:
             server.send_signal(signal.SIGTERM)
