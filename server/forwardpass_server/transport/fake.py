@@ -1,8 +1,8 @@
 """The transport without a network: the same handlers, the same rules, in one process and on the calling thread.
 
 For tests of everything above the transport. The calling thread plays the loop thread: handlers, `on_idle` and what was
-given to `call_soon` run on it, while answers may come from any thread. `tests/server/transport/test_fake_is_real.py` runs
-one suite over this and over sockets, so that the two cannot drift apart.
+given to `call_soon` run on it, while answers may come from any thread. `tests/server/transport/test_fake_is_real.py`
+runs one suite over this and over sockets, so that the two cannot drift apart.
 """
 
 import logging
