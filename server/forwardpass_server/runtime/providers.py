@@ -21,6 +21,9 @@ from forwardpass_server.errors import StartFailed
 
 log = logging.getLogger(__name__)
 
+VERSION: str = ort.__version__
+"""Of the installed ONNX Runtime."""
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"

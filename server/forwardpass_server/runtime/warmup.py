@@ -128,7 +128,7 @@ def probe_batching(session: Runs, signature: Signature, *, example: Inputs | Non
         if any(part.shape[1:] != whole.shape[1:] for part in parts):
             return f"the shape of output '{spec.name}' depends on the other rows"
         for row, part in enumerate(parts):
-            if not agree(whole[row], part[0], spec.dtype in (FP16, BF16), bits=spec.dtype is BF16):
+            if not agree(whole[row : row + 1], part, spec.dtype in (FP16, BF16), bits=spec.dtype is BF16):
                 return f"output '{spec.name}' of a row depends on the other rows in its batch"
     return None
 
