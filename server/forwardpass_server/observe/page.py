@@ -40,13 +40,15 @@ class MetricsPage:
         Raises:
             StartFailed: the address cannot be had; names it and the reason.
         """
+        if not 0 <= self.port <= 65535:  # NOTE: getaddrinfo takes it modulo 65536 without a word
+            raise StartFailed(f"the metrics page cannot listen on {self.host}:{self.port}: ports end at 65535")
         try:
             family, _, _, _, address = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             server = _Server(family, address, self._registry)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
+        except OSError as error:
+            reason = error.strerror or error
             raise StartFailed(
                 f"the metrics page cannot listen on {self.host}:{self.port}: {reason}; "
                 "choose another --metrics-port, or stop who has it"
