@@ -52,16 +52,16 @@ class Ports:
     metrics: int
 
 
-def command(program: str, *arguments: str | Path, shown: bool = True) -> list[str]:
+def command(program: str, *arguments: str | Path) -> list[str]:
     """One of the three commands of this package, run from the interpreter that runs this."""
     module = {"forwardpass-train": "forwardpass_training", "forwardpass-server": "forwardpass_server"}[program]
-    if shown:
-        console.print(f"[bold]$ {shlex.join([program, *map(str, arguments)])}[/bold]", soft_wrap=True)
+    console.print(f"[bold]$ {shlex.join([program, *map(str, arguments)])}[/bold]", soft_wrap=True)
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
 def train_and_publish(recipe: str, runs: Path, repository: Path) -> None:
-    subprocess.run(command("forwardpass-train", "run", recipe, "--runs-dir", runs), check=True)
+    # one thread: networks this small gain nothing from a second, and lose much on a busy machine
+    subprocess.run(command("forwardpass-train", "run", recipe, "--runs-dir", runs, "--threads", "1"), check=True)
     subprocess.run(
         command("forwardpass-train", "publish", recipe, "--runs-dir", runs, "--repository", repository), check=True
     )

@@ -244,3 +244,10 @@ def test_mutual_tls_and_a_token(make_server: Any, make_echo: Any, certificates: 
         pytest.raises(e.ServerUnavailable),
     ):
         anonymous.live(deadline_s=10)
+
+
+def test_a_message_beyond_the_servers_limit_is_sent_once_and_refused(server: Any) -> None:
+    with Client(server.address, max_message_bytes=200 * 1024 * 1024) as client:
+        with pytest.raises(e.TooLarge, match="larger than max"):
+            client.infer("echo", {"x": np.zeros(17 * 1024 * 1024, np.float32)})
+        assert client.infer("echo", {"x": 1.0})["x"] == 1.0

@@ -209,13 +209,14 @@ def test_a_deadline_is_exit_code_3(server: Any, run: Any) -> None:
 
 def test_overload_says_when_to_come_back(server: Any, run: Any) -> None:
     def refuse(request: Any, context: Any) -> Any:
-        context.set_trailing_metadata((("grpc-retry-pushback-ms", "-1"),))
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", "40"),))
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue of 'echo' is full (256 requests)")
 
     server.overrides["ModelInfer"] = refuse
     code, _, err = run("predict", "echo", "x=1")
     assert code == 3
     assert "256 requests" in err
+    assert "asks to retry after 0.04 s" in err
 
 
 @pytest.mark.parametrize(

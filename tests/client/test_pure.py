@@ -49,7 +49,6 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     [
         ([("grpc-retry-pushback-ms", "40")], 0.04),
         ([("grpc-retry-pushback-ms", "0")], 0.0),
-        ([("grpc-retry-pushback-ms", "-1")], None),
         ([("grpc-retry-pushback-ms", "soon")], None),
         ([("other", "40")], None),
         ([], None),
@@ -59,6 +58,12 @@ def test_retry_after_is_what_the_server_said(trailers: Any, expected: float | No
     error = status.error_of("RESOURCE_EXHAUSTED", "full", trailers, model="m", address="a", deadline_s=1)
     assert isinstance(error, e.Overloaded)
     assert error.retry_after_s == expected
+
+
+def test_an_exhaustion_whose_retry_is_forbidden_is_too_large() -> None:
+    trailers = [("grpc-retry-pushback-ms", "-1")]
+    error = status.error_of("RESOURCE_EXHAUSTED", "90 MiB queued at once", trailers, model="", address="", deadline_s=1)
+    assert isinstance(error, e.TooLarge)
 
 
 def test_a_status_without_words_still_says_something() -> None:

@@ -55,7 +55,7 @@ def result(answer: InferResult, labels: Sequence[str], bar: str = "█") -> str:
         if is_distribution(array):
             blocks.append(_distributions(array, labels, bar))
         else:
-            text = np.array2string(array, threshold=60, precision=6, suppress_small=True)
+            text = np.array2string(array, threshold=60, precision=6, suppress_small=True, formatter={"object": _words})
             blocks.append("\n".join(f"  {line}" for line in text.splitlines()))
     return "\n".join(blocks)
 
@@ -99,6 +99,10 @@ def result_as_json(answer: InferResult, labels: Sequence[str]) -> dict[str, Any]
         "labels": list(labels),
         "parameters": {key: _plain(value) for key, value in answer.parameters.items()},
     }
+
+
+def _words(item: Any) -> str:
+    return repr(item.decode(errors="backslashreplace")) if isinstance(item, bytes) else str(item)
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,10 @@ from forwardpass.retry import RetryPolicy, service_config
 
 Headers = Mapping[str, str | bytes]
 
+RETRY_BYTES = 64 * 1024 * 1024
+"""Messages above this are not retried: gRPC's own 256 KiB would leave out most pictures, and what is beyond the limit
+of our server would be sent five times to be refused five times."""
+
 _KEY = re.compile(r"[a-z0-9_.-]+")
 _COMPRESSIONS = {
     None: grpc.Compression.NoCompression,
@@ -107,8 +111,7 @@ class Session(ABC):
             ("grpc.service_config", self._health_config if about_health else self._serving_config),
             ("grpc.max_send_message_length", self._max_message_bytes),
             ("grpc.max_receive_message_length", self._max_message_bytes),
-            # Messages above this are not retried; gRPC's own 256 KiB would leave out most pictures.
-            ("grpc.per_rpc_retry_buffer_size", self._max_message_bytes),
+            ("grpc.per_rpc_retry_buffer_size", RETRY_BYTES),
             # A client is its own connection: another one's back-off must not delay it.
             ("grpc.use_local_subchannel_pool", 1),
             # A restarted server is found within seconds (gRPC's own ceiling is two minutes).

@@ -43,22 +43,22 @@ def error_of(
     kind = _KINDS.get(code, errors.ServerFault)
     reason = details or f"the server gave no reason for {code}"
     if kind is errors.Overloaded:
-        # gRPC's core answers a message beyond a limit with the code of an overload, and only its words differ.
-        if "larger than max" in details:
+        pushback_s = _pushback_s(trailers)
+        # One code for two things. Our server forbids the retry of what is too large; gRPC's core, which answers a
+        # message beyond its limit before any server sees it, differs from an overload in words alone.
+        if (pushback_s is not None and pushback_s < 0) or "larger than max" in details:
             return errors.TooLarge(reason, code=code, model=model, address=address)
-        pushback_s = _retry_after_s(trailers)
         return errors.Overloaded(reason, code=code, model=model, address=address, retry_after_s=pushback_s)
     if kind is errors.DeadlineExceeded and details in ("", "Deadline Exceeded"):  # gRPC's own words say no number
         reason = f"no answer within {deadline_s:.4g} s; give a longer deadline_s, or see the server's load"
     return kind(reason, code=code, model=model, address=address)
 
 
-def _retry_after_s(trailers: Iterable[tuple[str, str | bytes]]) -> float | None:
+def _pushback_s(trailers: Iterable[tuple[str, str | bytes]]) -> float | None:
     for key, value in trailers:
         if key == PUSHBACK:
             try:
-                milliseconds = int(value)
+                return int(value) / 1000
             except ValueError:  # another implementation's server; a number is all the protocol allows
                 return None
-            return milliseconds / 1000 if milliseconds >= 0 else None
     return None
