@@ -15,11 +15,13 @@ class Difference:
     Args:
         max_abs_error: max |got − expected|; None when the two cannot be subtracted (shapes, NaN).
         max_rel_error: max |got − expected| / |expected| over |expected| > atol: nearer to 0 only the other one speaks.
+        tolerance_used: the largest share of its tolerance that an element uses, above 1 failing; None without one.
         failure: why it is too large, with values; None when it is not.
     """
 
     max_abs_error: float | None = None
     max_rel_error: float | None = None
+    tolerance_used: float | None = None
     failure: str | None = None
 
 
@@ -32,7 +34,7 @@ def difference(got: Array, expected: Array, *, atol: float, rtol: float) -> Diff
         failure = f"got {got.dtype} {list(got.shape)}, expected {expected.dtype} {list(expected.shape)}"
         return Difference(failure=failure)
     if got.size == 0:
-        return Difference(max_abs_error=0.0, max_rel_error=0.0)
+        return Difference(max_abs_error=0.0, max_rel_error=0.0, tolerance_used=0.0)
     if not np.issubdtype(expected.dtype, np.floating):
         atol = rtol = 0.0
     g, e = got.astype(np.float64), expected.astype(np.float64)
@@ -41,10 +43,12 @@ def difference(got: Array, expected: Array, *, atol: float, rtol: float) -> Diff
     magnitude = np.where(np.isfinite(e), np.abs(e), 0.0)
     allowed = atol + rtol * magnitude
     relative = np.divide(error, magnitude, out=np.zeros_like(error), where=magnitude > atol)
+    used = np.divide(error, allowed, out=np.zeros_like(error), where=allowed > 0)
     measurable = bool(np.isfinite(error).all())
     return Difference(
         max_abs_error=float(error.max()) if measurable else None,
         max_rel_error=float(relative.max()) if measurable else None,
+        tolerance_used=float(used.max()) if measurable and (allowed > 0).all() else None,
         failure=_failure(g, e, error, allowed),
     )
 
