@@ -50,10 +50,9 @@ def read(head: Head) -> Hints:
             raise InvalidRequest(f"unknown parameter '{key}': names that begin with 'triton_' are reserved")
     if not isinstance(given.get(_EMPTY_FINAL_RESPONSE, False), bool):
         raise InvalidRequest(f"parameter '{_EMPTY_FINAL_RESPONSE}' is a bool, got {given[_EMPTY_FINAL_RESPONSE]!r}")
-    if any(given.get(key) for key in _SEQUENCE):
-        raise NotImplementedHere(
-            "sequences are not served: pass the model's state as tensors, and leave out sequence_id, _start and _end"
-        )
+    for key in _SEQUENCE:
+        if given.get(key):
+            raise NotImplementedHere(f"'{key}': sequences are not served; send the model's state as tensors")
     timeout_us = _count(given, "timeout")
     return Hints(_count(given, "priority"), timeout_us / 1e6 if timeout_us else math.inf)
 
