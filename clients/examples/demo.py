@@ -41,7 +41,7 @@ RECIPES = {
 CALLS = 200
 START_S = 60
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 @dataclass(frozen=True)
