@@ -1,0 +1,116 @@
+"""Conformance: a real server process, attacked through stock grpcio, and the table of case, expected, got.
+
+A test carries its case: `@pytest.mark.case("2", "same input twice", "INVALID_ARGUMENT")`, numbered as in the project's
+conformance list. Every outcome its `caller` sees goes into the table at the end of the run. Whoever uses
+`server` or `caller` gets the universal post-conditions checked behind it.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Modules below are imported as `conformance.…`: a namespace package, since folders of tests have no __init__.py.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conformance import models, report
+from conformance.process import ServerProcess, Start
+from conformance.wire import Caller, Outcome
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "case(number, what, expected): a row of the conformance list")
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every tiny model; and `broken`, which is known and can never be ready; and `copied`, without a manifest."""
+    root = tmp_path_factory.mktemp("repository")
+    for name, model in models.everything().items():
+        models.publish(root, name, model)
+    models.publish(root, "broken", b"\x08\x08this is no model")
+    models.copy(root, "copied", models.mlp())
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, so that a server of one's own starts fast: `identity_fp32` and `slow`."""
+    root = tmp_path_factory.mktemp("small")
+    models.publish(root, "identity_fp32", models.identity(models.IDENTITIES["FP32"]))
+    models.publish(root, "slow", models.slow())
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The server that most cases attack, one after the other. Stopped by SIGTERM: exit code 0, a clean log."""
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with ServerProcess(repository, log) as server:
+        server.wait_until_ready()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def server(shared_server: ServerProcess) -> Iterator[ServerProcess]:
+    """The shared server; unharmed after the test, or the test fails."""
+    shared_server.take_baseline()
+    yield shared_server
+    shared_server.assert_unharmed()
+
+
+@pytest.fixture
+def remember(request: pytest.FixtureRequest) -> Callable[[Outcome], None]:
+    """Put an outcome into the table."""
+
+    def put(outcome: Outcome) -> None:
+        request.node.user_properties.append(("got", str(outcome)))
+
+    return put
+
+
+@pytest.fixture
+def caller(server: ServerProcess, remember: Callable[[Outcome], None]) -> Iterator[Caller]:
+    """A fresh channel to the shared server."""
+    with Caller(server.target, remember) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a server of the test's own: `start(repository, "--flag", "value")`. Ready when it returns."""
+    started: list[ServerProcess] = []
+
+    def begin(root: Path, *flags: str) -> ServerProcess:
+        server = ServerProcess(root, tmp_path / f"server-{len(started)}.log", *flags)
+        started.append(server)
+        server.wait_until_ready()
+        return server
+
+    yield begin
+    for each in started:
+        each.kill()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Write each test's case where its report carries it, also out of another process."""
+    for item in items:
+        for mark in item.iter_markers("case"):
+            item.user_properties.append(("case", report.Case(*mark.args)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table: case, expected, got."""
+    rows: dict[report.Case, report.Row] = {}
+    for result in ("passed", "failed", "error"):
+        for each in terminalreporter.getreports(result):
+            for case in (value for name, value in each.user_properties if name == "case"):
+                row = rows.setdefault(case, report.Row(Counter(), Counter()))
+                row.results[result] += 1
+                row.got.update(value for name, value in each.user_properties if name == "got")
+    if rows:
+        terminalreporter.section("conformance")
+        terminalreporter.write_line(report.table(rows))
