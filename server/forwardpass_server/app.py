@@ -31,12 +31,13 @@ from forwardpass_server.logs import event
 from forwardpass_server.observe.metrics import Metrics
 from forwardpass_server.observe.page import MetricsPage
 from forwardpass_server.rpc import services, status
+from forwardpass_server.rpc.counted import counted, counted_stream
 from forwardpass_server.runtime import child, control_flow, providers
 from forwardpass_server.runtime.session import Session, SessionOptions
 from forwardpass_server.scheduling.executor import InlineLoop
 from forwardpass_server.tensors.signature import Signature
 from forwardpass_server.transport import credentials, sockets
-from forwardpass_server.transport.completion_queue import CompletionQueueServer
+from forwardpass_server.transport.completion_queue import CompletionQueueServer, unknown_method
 from forwardpass_server.transport.credentials import CredentialFiles
 from forwardpass_server.transport.options import TransportOptions
 
@@ -78,10 +79,16 @@ class Server:
         self._models = ModelManager(_watch(config), load, strict_readiness=config.strict_readiness)
         built = services.build(self._models, server_version=__version__, enable_reflection=config.enable_reflection)
         self._health = built.health
-        self._transport = CompletionQueueServer(_options(config), built.unary, built.streams, on_error=_code_and_text)
-        self._transport.on_idle = inline.run_ready
         versions = {"version": __version__, "onnxruntime": providers.VERSION, "device": self._plan.device}
         self._metrics = Metrics(methods=[*built.unary, *built.streams], build=versions)
+        self._transport = CompletionQueueServer(
+            _options(config),
+            {method: counted(handle, self._metrics.call(method)) for method, handle in built.unary.items()},
+            {method: counted_stream(make, self._metrics.call(method)) for method, make in built.streams.items()},
+            on_error=_code_and_text,
+            unknown=self._unknown_method,
+        )
+        self._transport.on_idle = inline.run_ready
         self._metrics.watch_loop(lambda: self._transport.stats.loop_lag_s)
         self._models.observe(MetricsObserver(self._metrics, self._plan.fallback_reason is not None))
         self._models.subscribe(self._models_changed)
@@ -144,7 +151,7 @@ class Server:
         """Stop in order, and lose no call: not ready, drain, refuse, finish, end the threads, free the models.
 
         Returns:
-            False when something did not end in time; the log says what.
+            False when something did not end in time, a call included; the log says what.
         """
         began = time.monotonic()
         clean = True
@@ -154,6 +161,7 @@ class Server:
             self._on_loop(self._health.leave)
             report = self._transport.stop(drain_s=self._config.drain_s, grace_s=self._config.grace_s)
             self._loop.join()
+            clean = report.cancelled == 0
             event(
                 log,
                 logging.INFO,
@@ -189,6 +197,14 @@ class Server:
     def _on_loop(self, function: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever wanted to know
             self._transport.call_soon(function)
+
+    def _unknown_method(self, method: str) -> tuple[int, str]:
+        """Loop thread: the answer to a method that nobody here has; counted as "other", whatever it was called."""
+        code, message = unknown_method(method)
+        account = self._metrics.call(method)
+        account.started()
+        account.handled(status.Code(code).name, 0)
+        return code, message
 
     def _run_loop(self) -> None:
         try:

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from google.protobuf import text_format
 from google.protobuf.message import Message
@@ -34,10 +33,10 @@ CONFIG_BYTES_MAX = 1 << 20
 
 HONOURED = (
     r"name|platform|backend|max_batch_size|default_model_filename",
-    r"version_policy\.(latest\.num_versions|latest|all|specific|specific\.versions)",
+    r"version_policy|version_policy\.(latest|latest\.num_versions|all|specific|specific\.versions)",
     r"(input|output)\[\d+\]\.(name|data_type|dims)",
     r"input\[\d+\]\.optional",
-    r"instance_group\[\d+\]\.count",
+    r"instance_group\[\d+\](\.count)?",
     r"dynamic_batching|dynamic_batching\.max_queue_delay_microseconds",
     r"dynamic_batching\.default_queue_policy(\.max_queue_size)?",
 )
@@ -109,7 +108,7 @@ def parse(text: str, *, model: str) -> ModelSettings:
         text_format.Parse(text, message, descriptor_pool=POOL)
     except text_format.ParseError as exc:
         raise UnsupportedConfig(f"config.pbtxt cannot be read: {exc}") from exc
-    paths = [path for path, _ in fields_set(message)]
+    paths = list(fields_set(message))
     for path in paths:
         if not _HONOURED.fullmatch(path) and not _HINTS.fullmatch(path):
             raise UnsupportedConfig(
@@ -175,20 +174,19 @@ class ConfigReader:
         return settings
 
 
-def fields_set(message: Message, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and value of every field that is set, parents before their children: `input[0].dims`, `parameters[k]`."""
+def fields_set(message: Message, prefix: str = "") -> Iterator[str]:
+    """The path of every field that is set and holds no further ones: `input[0].dims`, `parameters[k]`."""
     for field, value in message.ListFields():
         path = f"{prefix}{field.name}"
         if isinstance(value, Message):
-            yield path, value
-            yield from fields_set(value, f"{path}.")
+            yield from fields_set(value, f"{path}.") if value.ListFields() else [path]
         elif isinstance(value, Mapping):
-            yield from ((f"{path}[{key}]", value[key]) for key in value)
+            yield from (f"{path}[{key}]" for key in value)
         elif field.message_type is not None:
             for index, each in enumerate(value):
-                yield from fields_set(each, f"{path}[{index}].")
+                yield from fields_set(each, f"{path}[{index}].") if each.ListFields() else [f"{path}[{index}]"]
         else:
-            yield path, value
+            yield path
 
 
 def applied(settings: ModelSettings, signature: Signature) -> Signature:
