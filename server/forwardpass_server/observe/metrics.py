@@ -40,7 +40,7 @@ class Scheduled(Protocol):
 
 
 class CallMetrics:
-    """The calls of one gRPC method. Every method may be called on any thread; about 0.5 µs each."""
+    """The calls of one gRPC method. Every method may be called on any thread: `started` 0.3 µs, `handled` 0.6 µs."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -20,7 +20,7 @@ def try_load(path: Path | str, timeout_s: float = 60.0) -> None:
 
     Args:
         path: the .onnx file.
-        timeout_s: how long the child may take, its start included (about 0.4 s).
+        timeout_s: how long the child may take, its start included (about 0.3 s).
 
     Raises:
         LoadFailed: it does not load, crashes the loader (with the signal's name), or takes too long.

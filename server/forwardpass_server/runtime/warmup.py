@@ -55,7 +55,7 @@ def warm(
     seed: int = 0,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> CostCurve:
-    """Run every batch size, and time it. Blocks for about 30 ms a size, or one run of it if that is longer.
+    """Run every batch size, and time it. Blocks for up to 30 ms a size, or one run of it if that is longer.
 
     Args:
         session: what will serve.

@@ -3,6 +3,9 @@
 A failed batch is halved and its halves run again, so that only requests that fail *alone* are failed. Where one half
 ran well the other must hold the guilty one, and is halved again without being run whole. With one guilty request among
 n that is at most 2·log2(n) + 1 runs and 3·n rows; however many are guilty, never more than 2·n - 1 runs.
+
+Cost beside the model, for 8 one-row requests and counting included: 19 µs here and 3 µs to take them from the queue
+(`tests/benchmark/scheduling.py`, CPU time of one EPYC core, Python 3.11).
 """
 
 import logging
@@ -12,7 +15,7 @@ from typing import TypeAlias
 
 from forwardpass_server.errors import CallCancelled, DeadlineExpired, ForwardpassError, RunFailed
 from forwardpass_server.observe.statistics import VersionStatistics
-from forwardpass_server.scheduling.batch import Stacker, wanted_outputs
+from forwardpass_server.scheduling.batch import split, stack, wanted_outputs
 from forwardpass_server.scheduling.request import Array, Inputs, Request
 
 log = logging.getLogger(__name__)
@@ -36,7 +39,6 @@ class Runner:
         self._run = run
         self._statistics = statistics
         self._clock_ns = clock_ns
-        self._stacker = Stacker()
 
     def run(self, batch: Sequence[Request]) -> None:
         """Run and answer. Raises nothing: what goes wrong goes to the requests it concerns."""
@@ -87,12 +89,12 @@ class Runner:
         """Run a batch and answer it; or answer nobody and return why it failed."""
         try:
             wanted = wanted_outputs(batch)
-            inputs = self._stacker.stack(batch)
+            inputs = stack(batch)
             start_ns = self._clock_ns()
             outputs = self._run(inputs, wanted)
             end_ns = self._clock_ns()
             rows = sum([request.rows for request in batch])
-            parts = self._stacker.split(outputs, wanted, batch, rows)
+            parts = split(outputs, wanted, batch, rows)
         except ForwardpassError as error:
             return error
         except Exception as error:
@@ -100,29 +102,28 @@ class Runner:
             wrapped = RunFailed(f"{type(error).__name__}: {error}")
             wrapped.__cause__ = error
             return wrapped
-        for request in batch:
+        here = [request for request in batch if not request.responder.cancelled]
+        gone = set(batch).difference(here) if len(here) < len(batch) else None
+        self._statistics.ran(here, rows, taken_ns, start_ns, end_ns)
+        for request, part in zip(batch, parts, strict=True):
             timeline = request.timeline
             timeline.taken_ns = taken_ns
             timeline.run_start_ns = start_ns
             timeline.run_end_ns = end_ns
-        gone = {request for request in batch if request.responder.cancelled}
-        here = [request for request in batch if request not in gone] if gone else batch
-        self._statistics.ran(here, rows, taken_ns, start_ns, end_ns)
-        self._answer(batch, parts, gone)
+            if gone and request in gone:
+                self.fail(request, CallCancelled("the caller left while its request ran"))
+            else:
+                self._succeed(request, part)
         self._statistics.answered(here)
         return None
 
-    def _answer(self, batch: Sequence[Request], parts: list[list[Array]], gone: set[Request]) -> None:
-        """Give every request its outputs; the results of those who left meanwhile are dropped."""
-        for request, outputs in zip(batch, parts, strict=True):
-            if request in gone:
-                self.fail(request, CallCancelled("the caller left while its request ran"))
-                continue
-            try:
-                request.responder.succeed(outputs, request)
-            except Exception as error:
-                log.exception("a finished answer could not be sent")
-                self.fail(request, error)
+    def _succeed(self, request: Request, outputs: Sequence[Array]) -> None:
+        """Give a request its outputs."""
+        try:
+            request.responder.succeed(outputs, request)
+        except Exception as error:
+            log.exception("a finished answer could not be sent")
+            self.fail(request, error)
 
     def _living(self, batch: Sequence[Request]) -> list[Request]:
         """Those whose callers still wait; the others are dropped."""

@@ -55,11 +55,11 @@ class Scheduler:
         self.statistics = statistics or VersionStatistics(clock_ns)
         self._one_shape = _one_shape(signature)
         self._queue = RequestQueue(name, limits, cost=cost, instances=len(runs), clock_ns=clock_ns)
-        runners = [Runner(run, self.statistics, clock_ns) for run in runs]
+        self._runners = [Runner(run, self.statistics, clock_ns) for run in runs]
         self._executor: Executor = (
-            ThreadExecutor(name, self._queue, runners)
+            ThreadExecutor(name, self._queue, self._runners)
             if inline is None
-            else InlineExecutor(self._queue, runners[0], inline)
+            else InlineExecutor(self._queue, self._runners[0], inline)
         )
         self._executor.start()
 
@@ -111,9 +111,7 @@ class Scheduler:
         self._queue.close()
         left = self._queue.clear()
         for request in left:
-            error = Stopping(f"'{self.name}' was unloaded before the request's turn came")
-            self.statistics.refused(error, request.timeline.received_ns)
-            request.responder.fail(error)
+            self._runners[0].fail(request, Stopping(f"'{self.name}' was unloaded before the request's turn came"))
         if left:
             log.warning("%s: closed with %d requests waiting; they were refused", self.name, len(left))
         return self._executor.stop(timeout_s)

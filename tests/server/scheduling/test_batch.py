@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forwardpass_server.errors import RunFailed
-from forwardpass_server.scheduling.batch import REUSE_FROM_BYTES, Stacker, merge_key, wanted_outputs
+from forwardpass_server.scheduling.batch import merge_key, split, stack, wanted_outputs
 from forwardpass_server.scheduling.fake import make_request
 from forwardpass_server.scheduling.request import Array, Request
 
@@ -21,18 +21,17 @@ def requests(*rows: int, outputs: tuple[int, ...] = (0,)) -> list[Request]:
 
 def test_a_request_alone_is_not_copied() -> None:
     batch = requests(2)
-    assert Stacker().stack(batch)[0] is batch[0].inputs[0]
+    assert stack(batch)[0] is batch[0].inputs[0]
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(1, 3))
 def test_split_undoes_stack(rows: list[int], outputs: int) -> None:
     batch = requests(*rows, outputs=tuple(range(outputs)))
-    stacker = Stacker()
-    (stacked,) = stacker.stack(batch)
+    (stacked,) = stack(batch)
     assert stacked is not None
     assert stacked.shape == (sum(rows), 3)
     answers = [stacked + number for number in range(outputs)]
-    parts = stacker.split(answers, tuple(range(outputs)), batch, sum(rows))
+    parts = split(answers, tuple(range(outputs)), batch, sum(rows))
     for request, part in zip(batch, parts, strict=True):
         mine = request.inputs[0]
         assert mine is not None
@@ -47,7 +46,7 @@ def test_each_gets_only_the_outputs_it_asked_for_in_its_own_order() -> None:
     wanted = wanted_outputs(batch)
     assert wanted == (0, 1, 2)
     answers = [np.array([[10 * index + row] for row in range(3)]) for index in wanted]
-    parts = Stacker().split(answers, wanted, batch, 3)
+    parts = split(answers, wanted, batch, 3)
     assert [[int(output[0, 0]) for output in part] for part in parts] == [[20, 0], [11], [2]]
 
 
@@ -59,23 +58,23 @@ def test_an_order_that_all_agree_on_is_kept() -> None:
 @pytest.mark.parametrize("answer", [np.zeros((1, 3)), np.zeros(()), np.zeros((4, 3))])
 def test_an_output_without_a_row_per_row_fails_the_run_with_its_shape(answer: Array) -> None:
     with pytest.raises(RunFailed, match=r"batch of 3 rows.*max_batch_size"):
-        Stacker().split([answer], (0,), requests(2, 1), 3)
+        split([answer], (0,), requests(2, 1), 3)
 
 
 def test_one_request_may_get_any_shape() -> None:
-    assert Stacker().split([np.ones(())], (0,), requests(2), 2)[0][0].shape == ()
+    assert split([np.ones(())], (0,), requests(2), 2)[0][0].shape == ()
 
 
 def test_strings_are_stacked() -> None:
     batch = [make_request([np.array([["a\0b"], [""]], dtype=object)])[0], make_request([np.array([["é"]], object)])[0]]
-    (stacked,) = Stacker().stack(batch)
+    (stacked,) = stack(batch)
     assert stacked is not None
     assert stacked.tolist() == [["a\0b"], [""], ["é"]]
 
 
 def test_optional_inputs_are_absent_together() -> None:
     batch = [make_request([np.ones((1, 1)), None])[0] for _ in range(2)]
-    assert Stacker().stack(batch)[1] is None
+    assert stack(batch)[1] is None
 
 
 def test_the_merge_key_tells_shapes_and_absent_inputs_apart_and_not_rows() -> None:
@@ -85,38 +84,8 @@ def test_the_merge_key_tells_shapes_and_absent_inputs_apart_and_not_rows() -> No
     assert merge_key([a, None]) != merge_key([a, a])
 
 
-class TestLargeBatches:
-    """They are stacked into a buffer that is used again; no answer may lie in it."""
-
-    @staticmethod
-    def batch(value: float, rows: int = 2) -> list[Request]:
-        width = REUSE_FROM_BYTES // 4
-        return [make_request([np.full((1, width), value + row, np.float32)])[0] for row in range(rows)]
-
-    def test_the_buffer_is_used_again_and_grows(self) -> None:
-        stacker = Stacker()
-        first, second, larger = (stacker.stack(self.batch(9, rows))[0] for rows in (2, 2, 3))
-        assert first is not None
-        assert second is not None
-        assert larger is not None
-        assert np.shares_memory(first, second)
-        assert not np.shares_memory(first, larger)
-        assert [float(row[0]) for row in larger] == [9, 10, 11]
-
-    def test_answers_that_are_views_of_the_buffer_are_copied_before_it_is_used_again(self) -> None:
-        stacker = Stacker()
-        batch = self.batch(1)
-        (stacked,) = stacker.stack(batch)
-        assert stacked is not None
-        parts = stacker.split([stacked], (0,), batch, 2)
-        stacker.stack(self.batch(50))
-        assert [float(part[0][0, 0]) for part in parts] == [1, 2]
-
-    def test_a_buffer_serves_one_dtype(self) -> None:
-        stacker = Stacker()
-        stacker.stack(self.batch(1))
-        ints = [make_request([np.full((1, REUSE_FROM_BYTES // 8), 7, np.int64)])[0] for _ in range(2)]
-        (stacked,) = stacker.stack(ints)
-        assert stacked is not None
-        assert stacked.dtype == np.int64
-        assert stacked.min() == stacked.max() == 7
+def test_two_runs_do_not_share_memory() -> None:
+    first, second = (stack(requests(2, 3))[0] for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert not np.shares_memory(first, second)
