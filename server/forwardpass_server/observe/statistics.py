@@ -1,8 +1,8 @@
 """What one model version has done since it was loaded: the one account, read by the metrics page and ModelStatistics.
 
 Counting happens once a batch where it can, in plain Python numbers under one lock of the version; Prometheus objects
-are made only when somebody reads the page (`observe.metrics`). For 8 requests in a batch `ran` and `answered` take 7.0 µs
-together; three histograms and three counters of `prometheus_client`, bound beforehand, take 25 µs
+are made only when somebody reads the page (`observe.metrics`). For 8 requests in a batch `ran` and `answered` together
+take 7.0 µs; three histograms and three counters of `prometheus_client`, bound beforehand, take 25 µs
 (`tests/benchmark/scheduling.py`, Python 3.11, one EPYC core).
 """
 
