@@ -118,6 +118,10 @@ class Publish(RunsDir):
     """A run folder, or a recipe: its newest finished run."""
     repository: Path
     """The model repository; made where there is none."""
+    model: str | None = None
+    """Name to publish under; None: the recipe's."""
+    force: bool = False
+    """Publish although a held-out metric misses its bound; parity is never waived."""
 
 
 def list_recipes(arguments: Sequence[str]) -> int:
@@ -181,7 +185,8 @@ def publish(arguments: Sequence[str]) -> int:
     from forwardpass_training.publish import publish as publish_to
 
     command = _parse(Publish, "publish", arguments)
-    version = publish_to(find_run(command.run, command.runs_dir), command.repository)
+    path = find_run(command.run, command.runs_dir)
+    version = publish_to(path, command.repository, model=command.model, force=command.force)
     print(f"{version.model} version {version.version}: {version.path}")
     return OK
 

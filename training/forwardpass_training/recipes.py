@@ -121,7 +121,7 @@ def shakespeare_lstm() -> RunConfig:
         name="shakespeare_lstm",
         task="language",
         epochs=10,
-        batch_size=50,
+        batch_size=25,
         window=50,
         optimizer="adam",
         learning_rate=6e-3,

@@ -1,0 +1,119 @@
+"""Networks: their shapes, their fit to data, and the serving twin of the language model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from forwardpass_training.data import DataStore, ShakespeareData
+from forwardpass_training.data.shakespeare import split_text
+from forwardpass_training.errors import BadSetting
+from forwardpass_training.models import CharLstmConfig, CnnConfig, DenseConfig, ModelConfig, served
+from forwardpass_training.recipes import RECIPES, digits_cnn, mlp_classifier
+
+
+def test_the_mnist_network_is_the_tutorials() -> None:
+    network = CnnConfig(height=28, width=28).build()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 693_962
+    assert network(torch.zeros(3, 28, 28, dtype=torch.uint8)).shape == (3, 10)
+
+
+def test_the_language_model_is_the_tutorials() -> None:
+    network = CharLstmConfig().build()
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    assert weights == 512 * (65 + 128 + 2) + 512 * (128 + 128 + 2) + 128 * 65 + 65
+    logits, h, c = network(torch.zeros(3, 7, dtype=torch.long), *network.zero_state(3))
+    assert logits.shape == (3, 7, 65)
+    assert h.shape == c.shape == (3, 2, 128)
+
+
+def test_a_text_read_in_pieces_is_the_text_read_at_once() -> None:
+    network = CharLstmConfig(vocabulary=5, hidden=8).build().eval()
+    tokens = torch.randint(5, (2, 9))
+    whole, *state = network(tokens, *network.zero_state(2))
+    carried = network.zero_state(2)
+    for position in range(9):
+        logits, *carried = network(tokens[:, position : position + 1], *carried)
+        torch.testing.assert_close(logits[:, 0], whole[:, position])
+    torch.testing.assert_close(tuple(carried), tuple(state))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (DenseConfig(inputs=9), "takes rows of 9 numbers"),
+        (DenseConfig(inputs=10, outputs=2), "gives 2 numbers"),
+        (CnnConfig(height=8, width=8), "takes images of"),
+        (CharLstmConfig(), "knows 65 characters"),
+    ],
+)
+def test_a_network_refuses_data_that_it_cannot_take(model: ModelConfig, words: str) -> None:
+    dataset = mlp_classifier().data.load(DataStore.from_environment({}))
+    with pytest.raises(BadSetting, match=words):
+        model.check_fits(dataset)
+
+
+def test_a_network_refuses_another_number_of_classes() -> None:
+    config = digits_cnn()
+    dataset = config.data.load(DataStore.from_environment({}))
+    config.model.check_fits(dataset)
+    assert isinstance(config.model, CnnConfig)
+    with pytest.raises(BadSetting, match="tells 9 classes apart, the data has 10"):
+        replace(config.model, classes=9).check_fits(dataset)
+
+
+def test_a_language_model_takes_its_vocabulary() -> None:
+    CharLstmConfig(vocabulary=4).check_fits(split_text("abcd" * 9, ShakespeareData()))
+
+
+SERVED = {
+    "linear_regression": (("x",), ("y",)),
+    "logistic_regression": (("x",), ("probability",)),
+    "mlp_classifier": (("x",), ("probability",)),
+    "digits_cnn": (("image",), ("probabilities",)),
+    "mnist_cnn": (("image",), ("probabilities",)),
+    "shakespeare_lstm": (("tokens", "h0", "c0"), ("logits", "h1", "c1")),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_served_names_are_the_agreed_ones(name: str) -> None:
+    config = RECIPES[name]()
+    outside = served(config.model.build(), config.task)
+    assert (outside.input_names, outside.output_names) == SERVED[name]
+    assert set(outside.dynamic) == set(outside.input_names)
+    assert all(axes[0] == "batch" for axes in outside.dynamic.values())
+
+
+def test_served_classifiers_answer_probabilities() -> None:
+    config = digits_cnn()
+    images = torch.randint(0, 17, (5, 8, 8), dtype=torch.uint8)
+    (probabilities,) = served(config.model.build(), config.task).reference(images)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(5))
+    (probability,) = served(mlp_classifier().model.build(), "binary").reference(torch.rand(5, 10))
+    assert probability.shape == (5, 1)
+    assert ((probability > 0) & (probability < 1)).all()
+
+
+def test_the_fused_lstm_equals_its_twin_at_any_batch_and_time(exported: Callable[[str], Any]) -> None:
+    """Weights random, so that a gate in the wrong place shows."""
+    exportable, path = exported("lstm").exportable, exported("lstm").path
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch, time in ((1, 1), (2, 5), (7, 3), (64, 17), (1, 40)):
+        tokens = torch.randint(5, (batch, time))
+        h, c = torch.randn(2, batch, 2, 4).tanh()
+        feeds = {"tokens": tokens.numpy(), "h0": h.numpy(), "c0": c.numpy()}
+        for found, wanted in zip(session.run(None, feeds), exportable.reference(tokens, h, c), strict=True):
+            assert found.shape == tuple(wanted.shape)
+            np.testing.assert_allclose(found, wanted.numpy(), atol=2e-6)
+
+
+def test_a_character_outside_the_vocabulary_is_refused_by_the_graph(exported: Callable[[str], Any]) -> None:
+    session = onnxruntime.InferenceSession(exported("lstm").path, providers=["CPUExecutionProvider"])
+    state = np.zeros((1, 2, 4), np.float32)
+    with pytest.raises(Exception, match="out of data bounds"):
+        session.run(None, {"tokens": np.full((1, 3), 5), "h0": state, "c0": state})
