@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from forwardpass_server.lifecycle.repository import Manifest, scan, verify_files
+from forwardpass_server.lifecycle.repository import Manifest, record_files, scan
 from forwardpass_training import publish as publishing
 from forwardpass_training import run
 from forwardpass_training.errors import ExportFailed, ParityFailed, PublishFailed, RunFolderError
@@ -69,7 +69,7 @@ def test_a_published_version_loads_and_replays_its_golden_examples(
     )
     assert version.path == tmp_path / "m" / "1"
     assert version.manifest == manifest_of(version.path)
-    verify_files(version.path, version.manifest)
+    assert record_files(version.path) == manifest_of(version.path).files
     inputs = replay(version.path)
     assert len(inputs) == sets
     assert [len(next(iter(arrays.values()))) for arrays in inputs] == [*GOLDEN_BATCHES] * (sets // 3)

@@ -35,7 +35,7 @@ class InvalidManifest(LoadFailed):
 
 
 class ManifestMismatch(LoadFailed):
-    """A file is not what the manifest says.
+    """A file is not what the manifest says; raised by whoever reads the files in order to use them.
 
     Args:
         file: path relative to the version folder.
@@ -172,6 +172,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def record_files(folder: Path) -> dict[str, FileRecord]:
     """Size and hash of every file below `folder` but the manifest, by relative POSIX path, in order of path.
 
+    A published folder was not changed as long as this equals `files` of its manifest.
+
     Raises:
         OSError: a file cannot be read, or is neither a regular file nor a folder (a link, a pipe).
     """
@@ -183,28 +185,6 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
         if relative != MANIFEST_FILE and not path.is_dir():
             records[relative] = _record(path)
     return records
-
-
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Read every file that the manifest lists, and compare. Files that it does not list are not looked at.
-
-    Raises:
-        ManifestMismatch: the first file that is missing, of another size, or of another content.
-    """
-    for relative, expected in manifest.files.items():
-        path = folder / relative
-        try:
-            with open_regular(path) as file:
-                size_bytes = os.fstat(file.fileno()).st_size
-                if size_bytes != expected.bytes:
-                    raise ManifestMismatch(relative, f"{expected.bytes} bytes", f"{size_bytes} bytes")
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError as exc:
-            raise ManifestMismatch(relative, f"{expected.bytes} bytes", "no such file") from exc
-        except OSError as exc:
-            raise ManifestMismatch(relative, f"{expected.bytes} bytes", exc.strerror or str(exc)) from exc
-        if sha256 != expected.sha256:
-            raise ManifestMismatch(relative, f"sha256 {expected.sha256}", f"sha256 {sha256}")
 
 
 @contextmanager

@@ -35,10 +35,8 @@ from forwardpass_server.lifecycle.manifest import (
     ManifestMismatch,
     Tolerance,
     fsync,
-    open_regular,
     read_manifest,
     record_files,
-    verify_files,
     write_manifest,
 )
 
@@ -63,13 +61,11 @@ __all__ = [
     "Tolerance",
     "VersionFolder",
     "is_model_name",
-    "open_regular",
     "publish",
     "read_manifest",
     "read_version",
     "record_files",
     "scan",
-    "verify_files",
     "version_number",
     "write_manifest",
 ]
@@ -405,6 +401,12 @@ def _read_model(name: str, path: Path, problems: list[Problem]) -> ModelFolder:
             continue
         if version.problem:
             problems.append(Problem(path=folder, model=name, version=number, reason=version.problem))
+    if not versions and (path / MODEL_FILE).exists():
+        reason = (
+            f"holds {MODEL_FILE} and no version folder: move it to {name}/1/{MODEL_FILE}; or, if {path.parent} is "
+            "itself a model, the folder above it is the repository"
+        )
+        problems.append(Problem(path=path, model=name, reason=reason))
     config, labels = path / CONFIG_FILE, path / LABELS_FILE
     return ModelFolder(
         name=name,
@@ -417,11 +419,12 @@ def _read_model(name: str, path: Path, problems: list[Problem]) -> ModelFolder:
 
 
 def _stamp(folder: Path) -> Stamp:
-    """Of every file below; links are followed to files, not into folders that may loop."""
+    """Of every file below. Links are followed to files and not into folders, which may loop; those count as files."""
     stamps = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
         folders.sort()
-        for name in sorted(names):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in sorted([*names, *links]):
             path = Path(parent, name)
             stamps.append(_file_stamp(path.relative_to(folder).as_posix(), path))
     return tuple(stamps)

@@ -20,14 +20,13 @@ from forwardpass_server.lifecycle.repository import (
     GoldenSet,
     InvalidManifest,
     Manifest,
-    ManifestMismatch,
     PublishFailed,
     RepositoryUnreadable,
     Tolerance,
     publish,
     read_manifest,
+    record_files,
     scan,
-    verify_files,
 )
 
 GOLDEN = GoldenSet(folder="test_data_set_0", atol=1e-6, rtol=1e-5, outputs={"y": Tolerance(atol=1e-3, rtol=0.0)})
@@ -42,11 +41,11 @@ def build(folder: Path) -> repository.Contents:
 
 
 def run_python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script that knows `publish`, `scan`, `verify_files`, `build`, `root`."""
+    """Run a script that knows `publish`, `scan`, `record_files`, `build`, `root`."""
     prelude = """
         import os, shutil, signal, sys
         from pathlib import Path
-        from forwardpass_server.lifecycle.repository import GoldenSet, publish, scan, verify_files
+        from forwardpass_server.lifecycle.repository import GoldenSet, publish, record_files, scan
         root = Path(sys.argv[1])
         def build(folder):
             (folder / "model.onnx").write_bytes(b"graph" * 1000)
@@ -96,7 +95,7 @@ def test_killed_at_any_step_a_publisher_leaves_a_whole_version_or_none(tmp_path:
                 assert not found.problems, (step, found.problems)
                 for version in found.models["m"].versions.values() if "m" in found.models else ():
                     assert version.manifest is not None, (step, version)
-                    verify_files(version.path, version.manifest)
+                    assert record_files(version.path) == version.manifest.files
                     whole += 1
                     shutil.rmtree(version.path)
             if os.WIFEXITED(status):
@@ -127,7 +126,7 @@ def test_publishers_at_once_never_clash(tmp_path: Path) -> None:
         assert list(versions) == list(range(1, 21)), list(versions)
         for version in versions.values():
             assert version.manifest.version == version.version
-            verify_files(version.path, version.manifest)
+            assert record_files(version.path) == version.manifest.files
     """
     result = run_python(script, tmp_path)
     assert result.returncode == 0, result.stderr
@@ -153,7 +152,7 @@ def test_a_live_publishers_staging_folder_is_not_cleaned(tmp_path: Path) -> None
     slow = publish(tmp_path, "m", build_while_another_publishes)
     assert slow.version == 2
     assert slow.manifest is not None
-    verify_files(slow.path, slow.manifest)
+    assert record_files(slow.path) == slow.manifest.files
 
 
 def test_a_lock_that_is_never_released_gives_an_error_that_names_it(tmp_path: Path) -> None:
@@ -335,29 +334,21 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
         (version.path / name).unlink()
         os.mkfifo(version.path / name)
     assert "not a regular file" in str(scan(tmp_path).models["m"].versions[1].problem)
-    with pytest.raises(ManifestMismatch, match=r"'model\.onnx'.*not a regular file"):
-        verify_files(version.path, version.manifest)
+    with pytest.raises(OSError, match=r"model\.onnx is not a regular file"):
+        record_files(version.path)
     with pytest.raises(LoadFailed):
         version.model_file()
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"graph!", "expected 5 bytes, got 6 bytes"),
-        (b"grapH", "expected sha256 .*, got sha256 "),
-        (None, "no such file"),
-    ],
-)
-def test_a_changed_file_is_found(tmp_path: Path, content: bytes | None, reason: str) -> None:
+@pytest.mark.parametrize("content", [b"graph!", b"grapH", None])
+def test_a_changed_file_is_seen(tmp_path: Path, content: bytes | None) -> None:
     version = publish(tmp_path, "m", build)
     assert version.manifest is not None
+    assert record_files(version.path) == version.manifest.files
     (version.path / "model.onnx").unlink()
     if content is not None:
         (version.path / "model.onnx").write_bytes(content)
-    with pytest.raises(ManifestMismatch, match=reason) as caught:
-        verify_files(version.path, version.manifest)
-    assert caught.value.file == "model.onnx"
+    assert record_files(version.path) != version.manifest.files
 
 
 def test_a_copied_version_folder_remains_valid(tmp_path: Path) -> None:
@@ -366,7 +357,7 @@ def test_a_copied_version_folder_remains_valid(tmp_path: Path) -> None:
     copy = scan(tmp_path).models["production"].versions[12]
     assert copy.manifest == version.manifest
     assert copy.manifest is not None
-    verify_files(copy.path, copy.manifest)
+    assert record_files(copy.path) == copy.manifest.files
 
 
 json_values = st.recursive(
@@ -458,6 +449,15 @@ def test_a_plain_triton_repository_is_read(tmp_path: Path) -> None:
         model.versions[3].model_file("net.onnx")
 
 
+def test_a_model_where_a_version_belongs_is_told_where_to_go(tmp_path: Path) -> None:
+    # `--model-repository` was given a model, or a model was copied in without a version.
+    version = publish(tmp_path, "m", build)
+    (problem,) = scan(version.path.parent).problems
+    assert (problem.model, problem.version) == ("1", None)
+    assert "move it to 1/1/model.onnx" in problem.reason
+    assert "the folder above it is the repository" in problem.reason
+
+
 def test_a_kubernetes_volume_of_links_is_read(tmp_path: Path) -> None:
     # ConfigMap and git-sync mounts: every visible name is a link through a hidden folder.
     publish(tmp_path / "..2026_01_01", "m", build)
@@ -465,7 +465,7 @@ def test_a_kubernetes_volume_of_links_is_read(tmp_path: Path) -> None:
     (tmp_path / "m").symlink_to("..data/m")
     version = scan(tmp_path).models["m"].versions[1]
     assert version.manifest is not None
-    verify_files(version.path, version.manifest)
+    assert record_files(version.path) == version.manifest.files
 
 
 def test_a_stamp_changes_when_a_file_does(tmp_path: Path) -> None:
@@ -484,6 +484,20 @@ def test_a_stamp_changes_when_a_file_does(tmp_path: Path) -> None:
     assert changed[1] != before[1], "same size and content, another file"
     (tmp_path / "m" / "config.pbtxt").write_text("")
     assert stamps()[0] != changed[0]
+
+
+def test_a_stamp_changes_when_a_linked_folder_is_another(tmp_path: Path) -> None:
+    for weights in ("old", "new"):
+        (tmp_path / "weights" / weights).mkdir(parents=True)
+        (tmp_path / "weights" / weights / "model.onnx").write_text(weights)
+    (tmp_path / "models" / "m" / "1").mkdir(parents=True)
+    link = tmp_path / "models" / "m" / "1" / "model.onnx"
+    stamps = []
+    for weights in ("old", "new"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / "weights" / weights)
+        stamps.append(scan(tmp_path / "models").models["m"].versions[1].stamp)
+    assert stamps[0] != stamps[1]
 
 
 def test_importing_the_repository_brings_nothing_but_the_standard_library() -> None:
