@@ -89,6 +89,7 @@ class Server:
             unknown=self._unknown_method,
         )
         self._transport.on_idle = inline.run_ready
+        self._transport.on_refusing = self._health.close
         self._metrics.watch_loop(lambda: self._transport.stats.loop_lag_s)
         self._models.observe(MetricsObserver(self._metrics, self._plan.fallback_reason is not None))
         self._models.subscribe(self._models_changed)
