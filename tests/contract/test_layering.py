@@ -34,7 +34,15 @@ ROOMS_OF = {
 }
 
 # Rooms of the server from the bottom up: a room may import those that stand before it, and itself.
-FLOORS = [["errors"], ["transport", "tensors", "observe"], ["scheduling"], ["runtime"], ["lifecycle"], ["rpc"]]
+FLOORS = [
+    ["errors"],
+    ["logs"],
+    ["transport", "tensors", "observe"],
+    ["scheduling"],
+    ["runtime"],
+    ["lifecycle"],
+    ["rpc"],
+]
 
 
 def imports(file: Path) -> Iterator[str]:
