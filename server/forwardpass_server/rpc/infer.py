@@ -10,7 +10,8 @@ from forwardpass_server.lifecycle.manager import ModelManager
 from forwardpass_server.observe.timeline import Timeline
 from forwardpass_server.rpc import parameters, status
 from forwardpass_server.scheduling.request import Array, Request
-from forwardpass_server.tensors.wire import Decoder, Encoder, InferRequest
+from forwardpass_server.tensors.infer_request import InferRequest
+from forwardpass_server.tensors.wire import Decoder, Encoder
 from forwardpass_server.transport.call import Call
 
 

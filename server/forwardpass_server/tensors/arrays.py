@@ -10,7 +10,7 @@ import numpy as np
 from forwardpass_server.errors import InvalidRequest
 from forwardpass_server.tensors import strings
 from forwardpass_server.tensors.dtypes import BOOL, BYTES, Dtype
-from forwardpass_server.tensors.wire import InputTensor
+from forwardpass_server.tensors.infer_request import InputTensor
 
 EXTENT_MAX = 2**31 - 1
 """The most bytes that a shape may span when its zero dimensions are left out. An empty tensor carries no data that

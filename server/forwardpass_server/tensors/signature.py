@@ -9,9 +9,9 @@ import numpy as np
 
 from forwardpass_server.tensors import graph
 from forwardpass_server.tensors.arrays import to_array, wrong_size
+from forwardpass_server.tensors.infer_request import InferRequest
 from forwardpass_server.tensors.plan import Plan, plan
 from forwardpass_server.tensors.specs import TensorSpec
-from forwardpass_server.tensors.wire import InferRequest
 
 __all__ = ["CheckedRequest", "Signature", "TensorSpec"]
 

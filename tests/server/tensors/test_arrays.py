@@ -12,7 +12,7 @@ from forwardpass_server.errors import InvalidRequest
 from forwardpass_server.tensors import dtypes
 from forwardpass_server.tensors.arrays import to_array
 from forwardpass_server.tensors.dtypes import BF16, BOOL, BYTES, FP16, FP32, INT8, INT64, UINT8, UINT16, UINT64, Dtype
-from forwardpass_server.tensors.wire import InputTensor
+from forwardpass_server.tensors.infer_request import InputTensor
 
 
 def raw(dtype: Dtype, shape: tuple[int, ...], data: bytes) -> InputTensor:

@@ -13,7 +13,8 @@ from forwardpass_server.errors import InvalidRequest, RunFailed
 from forwardpass_server.tensors import dtypes
 from forwardpass_server.tensors.arrays import to_array
 from forwardpass_server.tensors.dtypes import BF16, BOOL, BYTES, FP32, Dtype
-from forwardpass_server.tensors.wire import Decoder, Encoder, InferRequest
+from forwardpass_server.tensors.infer_request import InferRequest
+from forwardpass_server.tensors.wire import HEADS_MAX, Decoder, Encoder
 
 RAW, OTHERS = 7, (1, 2, 3, 4, 5, 6)
 
@@ -290,8 +291,8 @@ def test_memory_is_bounded() -> None:
     decoder = Decoder()
     for index in range(5000):
         decoder.decode(message([1], model=f"model-{index}", request_id="i" * (index % 120)).SerializeToString())
-    assert len(decoder._heads) <= 2048
-    assert len(decoder._layouts) <= 2048
+    assert len(decoder._heads) <= 2 * HEADS_MAX
+    assert len(decoder._layouts) <= 2 * HEADS_MAX
 
 
 def test_data_both_raw_and_typed_are_refused() -> None:
