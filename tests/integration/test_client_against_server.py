@@ -21,7 +21,7 @@ from forwardpass import AsyncClient, Client, Health
 from forwardpass import errors as e
 from forwardpass.cli import main
 
-DATATYPES = {
+DATATYPES: dict[str, tuple[int, Any]] = {
     "FP16": (TensorProto.FLOAT16, np.array([1.5, -0.0, np.inf, 6e-8], np.float16)),
     "BF16": (TensorProto.BFLOAT16, np.array([1.5, -2.0, np.inf], np.float32)),
     "FP32": (TensorProto.FLOAT, np.array([1.5, -0.0, np.nan, 1e-45], np.float32)),
@@ -124,6 +124,7 @@ def test_the_command_line_lists_predicts_and_measures(
     assert main(["models", "--json", *url]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["name"], row["version"], row["state"]) == ("pets", "1", "READY")
+    assert row["reason"] == ""
     assert main(["predict", "pets", "image=[[1,9,2]]", *url]) == 0
     assert "dog  0.9988  ██" in capsys.readouterr().out
     assert main(["health", *url]) == 0

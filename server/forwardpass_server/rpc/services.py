@@ -18,6 +18,7 @@ from forwardpass_server.rpc.infer import Infer
 from forwardpass_server.rpc.messages import parse
 from forwardpass_server.rpc.metadata import Metadata
 from forwardpass_server.rpc.reflection import Reflection
+from forwardpass_server.rpc.repository import Repository
 from forwardpass_server.tensors.wire import Decoder, Encoder
 from forwardpass_server.transport.call import Call, StreamCall, StreamFactory, UnaryHandler
 
@@ -60,6 +61,7 @@ def build(
         f"/{INFERENCE}/ModelReady": replying(pb.ModelReadyRequest, metadata.model_ready),
         f"/{INFERENCE}/ServerMetadata": replying(pb.ServerMetadataRequest, metadata.server_metadata),
         f"/{INFERENCE}/ModelMetadata": replying(pb.ModelMetadataRequest, metadata.model_metadata),
+        f"/{INFERENCE}/RepositoryIndex": replying(pb.RepositoryIndexRequest, Repository(models).index),
         f"/{HEALTH}/Check": replying(health_pb2.HealthCheckRequest, health.check),
         f"/{HEALTH}/List": replying(health_pb2.HealthListRequest, health.list),
     }

@@ -21,7 +21,6 @@ METHODS = {
 NOT_BUILT = [
     "ModelConfig",
     "ModelStatistics",
-    "RepositoryIndex",
     "RepositoryModelLoad",
     "RepositoryModelUnload",
     "SystemSharedMemoryStatus",
