@@ -141,6 +141,11 @@ def test_a_file_that_onnx_runtime_refuses_is_caught(tmp_path: Path) -> None:
         parity(tmp_path / "cut.onnx", of(lambda x: x))
 
 
+def test_a_file_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ShipError, match=r"no file .*model\.onnx to verify; `forwardpass-train export` writes it"):
+        parity(tmp_path / "model.onnx", of(lambda x: x))
+
+
 def test_an_input_that_onnx_runtime_refuses_is_caught(tmp_path: Path) -> None:
     path = graph(tmp_path / "m.onnx", [helper.make_node("Identity", ["x"], ["y"])])
     model = onnx.load(path)
@@ -172,6 +177,12 @@ def test_a_good_export_passes(exported: Get, network: str, cases: int, outputs: 
     assert report.tolerance_used < 0.1, "an order below the tolerance, or the tolerance is not justified"
     assert report.max_abs_error < 1e-6
     assert (report.atol, report.rtol) == (ATOL, RTOL)
+
+
+def test_a_folder_stands_for_the_file_in_it(tmp_path: Path, exported: Get) -> None:
+    good = exported("mlp")
+    (tmp_path / "model.onnx").write_bytes(good.path.read_bytes())
+    assert parity(tmp_path, good.exportable).passed
 
 
 def test_a_prompt_in_one_call_is_the_same_as_step_by_step(exported: Get) -> None:

@@ -138,7 +138,7 @@ def parity(path: Path, exportable: Exportable, *, atol: float = ATOL, rtol: floa
     Raises:
         ParityFailed: an output differs by more than the tolerance, has another shape or dtype than it should, or
             depends on its batch-mates; or ONNX Runtime refuses the file or an input.
-        ShipError: ONNX Runtime is not installed.
+        ShipError: there is no such file, or no ONNX Runtime.
     """
     report = measure(path, exportable, atol=atol, rtol=rtol)
     report.check()
@@ -149,15 +149,19 @@ def measure(path: Path, exportable: Exportable, *, atol: float = ATOL, rtol: flo
     """Run file and network on the same held-out inputs at batch 1, 2, 7 and 64, and the file on the 64 rows one by one.
 
     Args:
-        path: the ONNX file.
+        path: what `export` wrote: an ONNX file, or a folder that holds it and its weights.
         exportable: the network; all its kinds of examples are compared.
         atol: absolute tolerance of floating outputs; others must be equal.
         rtol: relative tolerance, likewise.
 
     Raises:
         ParityFailed: ONNX Runtime refuses the file or an input.
-        ShipError: ONNX Runtime is not installed.
+        ShipError: there is no such file, or no ONNX Runtime.
     """
+    if path.is_dir():  # with its weights beside it
+        path = path / "model.onnx"
+    if not path.is_file():
+        raise ShipError(f"there is no file {path} to verify; `forwardpass-train export` writes it")
     run, version = _runner(path, exportable.output_names)
     graph = onnx.load(path, load_external_data=False).graph
     declared = {value.name: declared_shape(value) for value in graph.output}
