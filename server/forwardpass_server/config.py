@@ -52,7 +52,7 @@ class ServerConfig:
         StartFailed: a value is out of range, or two settings contradict each other; the message names the flag.
     """
 
-    model_repository: Annotated[Path, About("folder that holds <model>/<version>/model.onnx", opens="Repository")]
+    model_repository: Annotated[Path, About("folder that holds `<model>/<version>/model.onnx`", opens="Repository")]
     model_control_mode: Annotated[
         Literal["poll", "none", "explicit"],
         About(

@@ -95,7 +95,7 @@ def test_external_data_beside_the_model_is_served(serve: Any, bad: Path) -> None
 
 
 def test_a_model_cut_at_every_kth_byte_never_takes_the_server_down(serve: Any, root: Path, bad: Path) -> None:
-    """One model a cut, all at once: each is refused with a reason or whole enough to load, and none crashes anything."""
+    """One model a cut, all at once: each is refused with a reason or whole enough to load; none crashes a thing."""
     whole = bad.read_bytes()
     cuts = list(range(0, len(whole), max(1, len(whole) // 12)))
     for cut in cuts:

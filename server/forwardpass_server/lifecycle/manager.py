@@ -265,12 +265,15 @@ class ModelManager:
         return bool(decision.waiting)
 
     def _seen(self, version: VersionFolder, model: ModelFolder) -> Found:
-        key = (version.model, version.version)
-        settled = version.manifest is not None or self._settling.settled(key, version.stamp)
-        settled = self._settling.settled(version.model, model.stamp) and settled
-        # The same number again, while its predecessor is still being drained: when that is done.
-        draining = self._ledger.record(*key).state is State.DRAINING
-        return Found(stamp=(version.stamp, model.stamp), settled=settled and not draining)
+        record = self._ledger.record(version.model, version.version)
+        # A manifest is written last, so a new folder that has one is complete. A folder that we know and that is being
+        # changed (a sync that overwrites, a deletion in progress) may still have the manifest of before.
+        complete = version.manifest is not None and record.serving is None and record.failed_stamp is None
+        quiet = self._settling.settled((version.model, version.version), version.stamp)
+        configured = self._settling.settled(version.model, model.stamp)
+        # The same number again, while its predecessor is being drained: when that is done.
+        draining = record.state is State.DRAINING
+        return Found(stamp=(version.stamp, model.stamp), settled=(complete or quiet) and configured and not draining)
 
     def _load_one(
         self, record: Record, folder: VersionFolder, settings: ModelSettings | LoadFailed, stamp: object

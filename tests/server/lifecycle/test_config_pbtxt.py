@@ -1,0 +1,231 @@
+"""config.pbtxt: obeyed, accepted as a hint, or refused by the field's name."""
+
+from pathlib import Path
+
+import pytest
+
+from forwardpass_server.lifecycle.config_pbtxt import ConfigReader, ModelSettings, UnsupportedConfig, applied, parse
+from forwardpass_server.lifecycle.repository import ModelFolder
+from forwardpass_server.lifecycle.versions import Every, Latest, Specific
+from forwardpass_server.tensors import dtypes
+from forwardpass_server.tensors.signature import Signature, TensorSpec
+
+SIGNATURE = Signature(
+    (TensorSpec("image", dtypes.UINT8, ("batch", "height", 28)), TensorSpec("scale", dtypes.FP32, ("batch", 1))),
+    (TensorSpec("label", dtypes.INT64, ("batch",)), TensorSpec("probabilities", dtypes.FP32, ("batch", 10))),
+    64,
+)
+
+
+def refused(text: str, signature: Signature | None = None) -> str:
+    with pytest.raises(UnsupportedConfig) as caught:
+        applied(parse(text, model="m"), signature or SIGNATURE)
+    return str(caught.value)
+
+
+def test_an_empty_file_says_nothing() -> None:
+    settings = parse("", model="m")
+    assert settings.message is not None
+    assert settings == ModelSettings(message=settings.message)
+    assert applied(settings, SIGNATURE) == SIGNATURE
+
+
+def test_a_file_as_triton_users_write_it_is_obeyed() -> None:
+    settings = parse(
+        """
+        name: "m"  # the folder
+        platform: "onnxruntime_onnx"
+        max_batch_size: 16
+        input [ { name: "image" data_type: TYPE_UINT8 dims: [ -1, 28 ] } ]
+        output [ { name: "probabilities" data_type: TYPE_FP32 dims: [ 10 ] } ]
+        instance_group [ { count: 2 kind: KIND_GPU } ]
+        dynamic_batching {
+          preferred_batch_size: [ 4, 8 ]
+          max_queue_delay_microseconds: 500
+          default_queue_policy { max_queue_size: 32 }
+        }
+        version_policy: { latest: { num_versions: 2 } }
+        default_model_filename: "net.onnx"
+        """,
+        model="m",
+    )
+    assert (settings.max_batch_size, settings.instances, settings.max_queue_requests) == (16, 2, 32)
+    assert settings.max_queue_delay_s == pytest.approx(500e-6)
+    assert (settings.policy, settings.filename) == (Latest(2), "net.onnx")
+    assert settings.hints == ("instance_group[0].kind", "dynamic_batching.preferred_batch_size")
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("", Latest(1)),
+        ("version_policy { }", Latest(1)),
+        ("version_policy { latest { } }", Latest(1)),
+        ("version_policy { latest { num_versions: 3 } }", Latest(3)),
+        ("version_policy { all { } }", Every()),
+        ("version_policy { specific { versions: [1, 3] } }", Specific(frozenset({1, 3}))),
+    ],
+)
+def test_every_version_policy_is_obeyed(text: str, policy: object) -> None:
+    assert parse(text, model="m").policy == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("", None),
+        ("# max_batch_size: 8", None),
+        ("max_batch_size: 0", 0),
+        ("max_batch_size: 8", 8),
+        ("dynamic_batching { }", None),
+        ('input { name: "image" dims: [ -1, -1, 28 ] }', 0),
+    ],
+)
+def test_a_batch_size_that_is_not_written_is_left_to_us_unless_dims_imply_it(text: str, size: int | None) -> None:
+    assert parse(text, model="m").max_batch_size == size
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("sequence_batching { max_sequence_idle_microseconds: 5 }", "sequence_batching.max_sequence_idle_microseconds"),
+        ("sequence_batching { }", "sequence_batching"),
+        ("ensemble_scheduling { }", "ensemble_scheduling"),
+        ('ensemble_scheduling { step { model_name: "a" } }', "ensemble_scheduling.step[0].model_name"),
+        ('input { name: "image" reshape { shape: [1] } }', "input[0].reshape.shape"),
+        ('input { name: "image" is_shape_tensor: true }', "input[0].is_shape_tensor"),
+        ('input { name: "image" allow_ragged_batch: true }', "input[0].allow_ragged_batch"),
+        ('output { name: "label" } output { name: "x" reshape { shape: [] } }', "output[1].reshape"),
+        ('batch_input { target_name: "image" }', "batch_input[0].target_name"),
+        ('batch_output { target_name: "image" }', "batch_output[0].target_name"),
+        ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
+        ("dynamic_batching { priority_levels: 2 }", "dynamic_batching.priority_levels"),
+        (
+            "dynamic_batching { default_queue_policy { default_timeout_microseconds: 5 } }",
+            "dynamic_batching.default_queue_policy.default_timeout_microseconds",
+        ),
+        ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
+        ('cc_model_filenames { key: "7.5" value: "other.onnx" }', "cc_model_filenames[7.5]"),
+        ('model_operations { op_library_filename: "evil.so" }', "model_operations.op_library_filename"),
+        ('model_repository_agents { agents { name: "a" } }', "model_repository_agents.agents[0].name"),
+        ("instance_group { passive: true }", "instance_group[0].passive"),
+        ('runtime: "other.so"', "runtime"),
+    ],
+)
+def test_what_changes_answers_shapes_or_order_is_refused_by_its_field(text: str, field: str) -> None:
+    assert f"config.pbtxt: {field} is not supported" in refused(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
+        "optimization { graph { level: 1 } }",
+        "optimization { }",
+        'parameters { key: "intra_op_thread_count" value { string_value: "4" } }',
+        'model_warmup { name: "w" batch_size: 1 inputs { key: "image" value { dims: [28] zero_data: true } } }',
+        "response_cache { enable: true }",
+        "response_cache { }",
+        'metric_tags { key: "team" value: "vision" }',
+        "model_transaction_policy { decoupled: false }",
+        "instance_group { kind: KIND_CPU gpus: [0, 1] rate_limiter { priority: 2 } }",
+        'output { name: "label" label_filename: "labels.txt" }',
+        'input { name: "image" format: FORMAT_NCHW }',
+    ],
+)
+def test_a_promise_of_speed_is_accepted_and_remembered(text: str) -> None:
+    assert parse(text, model="m").hints
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("max_batch_size: many", ["cannot be read", "1:"]),
+        ("max_batch_size: 8\nno_such_field: 1", ["cannot be read", "2:", "no_such_field"]),
+        ("input {", ["cannot be read"]),
+        ('name: "other"', ["'other'", "'m'"]),
+        ('platform: "tensorrt_plan"', ["tensorrt_plan", "onnxruntime_onnx"]),
+        ('backend: "python"', ["python", "onnxruntime"]),
+        ("max_batch_size: -1", ["max_batch_size", "-1"]),
+        ("instance_group { count: -2 }", ["instance_group.count", "-2"]),
+        ('default_model_filename: "../x.onnx"', ["default_model_filename", "../x.onnx"]),
+        ('default_model_filename: ".."', ["default_model_filename"]),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_value(text: str, parts: list[str]) -> None:
+    message = refused(text)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('input { name: "picture" }', ["input[0]", "'picture'", "'image', 'scale'"]),
+        ('output { name: "image" }', ["output[0]", "'image'", "'label'"]),
+        ('input { name: "image" data_type: TYPE_FP32 }', ["input[0]", "TYPE_FP32", "UINT8"]),
+        ('max_batch_size: 4 input { name: "image" dims: [28] }', ["dims [28]", "[-1, 28] behind the batch dimension"]),
+        ('max_batch_size: 4 input { name: "image" dims: [-1, 27] }', ["dims [-1, 27]"]),
+        ('max_batch_size: 4 input { name: "image" dims: [-2, 28] }', ["dims [-2, 28]"]),
+        ('input { name: "image" dims: [-1, 28] }', ["dims [-1, 28]", "[-1, -1, 28]"]),
+        ('input { name: "image" optional: true }', ["optional", "required"]),
+    ],
+)
+def test_what_contradicts_the_graph_is_refused_with_both_sides(text: str, parts: list[str]) -> None:
+    message = refused(text)
+    for part in parts:
+        assert part in message
+
+
+def test_batches_of_a_graph_without_a_dynamic_first_dimension_are_refused() -> None:
+    fixed = Signature((TensorSpec("x", dtypes.FP32, (1, 3)),), (TensorSpec("y", dtypes.FP32, (1, 3)),), 0)
+    assert "first dimension of 'x' is not dynamic" in refused("max_batch_size: 4", fixed)
+
+
+def test_a_configured_dimension_fixes_one_that_the_graph_leaves_open() -> None:
+    settings = parse('max_batch_size: 4 input { name: "image" dims: [32, 28] }', model="m")
+    assert applied(settings, SIGNATURE).inputs[0].shape == ("batch", 32, 28)
+
+
+def test_configured_outputs_leave_out_the_others() -> None:
+    settings = parse('max_batch_size: 4 output { name: "probabilities" dims: [10] }', model="m")
+    assert [spec.name for spec in applied(settings, SIGNATURE).outputs] == ["probabilities"]
+
+
+def folder(path: Path, text: bytes | None) -> ModelFolder:
+    path.mkdir(parents=True, exist_ok=True)
+    config = path / "config.pbtxt"
+    if text is None:
+        return ModelFolder(name="m", path=path)
+    config.write_bytes(text)
+    return ModelFolder(name="m", path=path, config=config, stamp=(("config.pbtxt", len(text), hash(text), 1),))
+
+
+def test_the_file_is_read_again_only_when_it_changed(tmp_path: Path) -> None:
+    reader = ConfigReader(tmp_path)
+    first = reader.settings(folder(tmp_path / "m", b"max_batch_size: 4"))
+    assert isinstance(first, ModelSettings)
+    assert reader.settings(folder(tmp_path / "m", b"max_batch_size: 4")) is first
+    second = reader.settings(folder(tmp_path / "m", b"max_batch_size: 8"))
+    assert isinstance(second, ModelSettings)
+    assert second.max_batch_size == 8
+    assert reader.settings(folder(tmp_path / "m", None)) == ModelSettings()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"\xff\xfe", "cannot be read"), (b"#" * (1 << 20) + b"\n", "larger than"), (b"runtime: 'x'", "runtime")],
+)
+def test_a_bad_file_is_a_reason_and_not_an_exception(tmp_path: Path, content: bytes, reason: str) -> None:
+    found = ConfigReader(tmp_path).settings(folder(tmp_path / "m", content))
+    assert isinstance(found, UnsupportedConfig)
+    assert reason in str(found)
+
+
+def test_a_file_that_leads_out_of_the_repository_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("max_batch_size: 4")
+    root = tmp_path / "root"
+    (root / "m").mkdir(parents=True)
+    (root / "m/config.pbtxt").symlink_to(tmp_path / "secret")
+    found = ConfigReader(root).settings(ModelFolder(name="m", path=root / "m", config=root / "m/config.pbtxt"))
+    assert "leads out of the repository" in str(found)

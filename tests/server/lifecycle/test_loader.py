@@ -1,0 +1,277 @@
+"""One load, stage by stage: with the real ONNX Runtime on tiny models, and with a fake where a fault is wanted."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from forwardpass_server.errors import LoadFailed, RunFailed
+from forwardpass_server.lifecycle.config_pbtxt import ModelSettings, parse
+from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.loader import Loader, LoadRules
+from forwardpass_server.lifecycle.repository import VersionFolder
+from forwardpass_server.lifecycle.states import State
+from forwardpass_server.observe.timeline import Timeline
+from forwardpass_server.runtime import control_flow
+from forwardpass_server.runtime.fake import FakeSession
+from forwardpass_server.runtime.providers import resolve
+from forwardpass_server.runtime.session import Session
+from forwardpass_server.scheduling.executor import InlineLoop
+from forwardpass_server.scheduling.request import Request
+from forwardpass_server.tensors.signature import Signature
+
+STAGES = [State.VERIFYING, State.LOADING, State.WARMING, State.PROVING]
+
+
+class OnCpu:
+    """The real runtime, that remembers the sessions it opened; a trial load is only noted."""
+
+    def __init__(self) -> None:
+        self.tried: list[Path] = []
+        self.opened: list[Any] = []
+        self.trial: LoadFailed | None = None
+
+    def try_load(self, path: Path) -> None:
+        self.tried.append(path)
+        if self.trial:
+            raise self.trial
+
+    def open(self, path: Path, signature: Signature) -> Any:
+        self.opened.append(Session(path, signature, resolve("cpu")))
+        return self.opened[-1]
+
+    def has_control_flow(self, path: Path) -> bool:
+        return control_flow.has_control_flow(path)
+
+
+class OnFake(OnCpu):
+    """Sessions that a test programmes."""
+
+    def __init__(self, session: FakeSession) -> None:
+        super().__init__()
+        self.session = session
+
+    def open(self, path: Path, signature: Signature) -> Any:
+        self.opened.append(self.session)
+        return self.session
+
+
+class Loading:
+    """Loads versions of one repository, and closes them."""
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        self.rules = LoadRules(root=root, scratch=scratch, max_batch_size=8)
+        self.runtime: OnCpu = OnCpu()
+        self.inline = InlineLoop()
+        self.stages: list[State] = []
+        self.loaded: list[LoadedVersion] = []
+
+    def load(self, folder: VersionFolder, config: str | None = None) -> LoadedVersion:
+        settings = ModelSettings() if config is None else parse(config, model=folder.model)
+        self.stages = []
+        self.loaded.append(Loader(self.rules, self.runtime, self.inline)(folder, settings, self.stages.append))
+        return self.loaded[-1]
+
+    def refused(self, folder: VersionFolder, config: str | None = None) -> str:
+        with pytest.raises(LoadFailed) as caught:
+            self.load(folder, config)
+        return str(caught.value)
+
+
+@pytest.fixture
+def loading(repo: Any, tmp_path: Path) -> Iterator[Loading]:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    it = Loading(repo.root, scratch)
+    yield it
+    for version in it.loaded:
+        assert version.close(10)
+    assert list(scratch.iterdir()) == [], "a private copy was left behind"
+
+
+def test_a_published_version_is_loaded_warmed_and_proved(loading: Loading, repo: Any) -> None:
+    folder = repo.published()
+    version = loading.load(folder)
+    assert loading.stages == STAGES
+    assert (version.model, version.number, version.proved) == ("m", 1, True)
+    assert version.signature.max_batch_size == 8
+    assert version.provider == "CPUExecutionProvider"
+    assert version.sha256 == folder.manifest.files["model.onnx"].sha256
+    assert version.properties["forwardpass.proved"] == "true"
+    assert loading.runtime.tried == [], "what we published ourselves needs no trial"
+
+
+def test_a_version_without_manifest_is_tried_in_a_child_first_and_is_unproved(loading: Loading, repo: Any) -> None:
+    version = loading.load(repo.bare())
+    assert len(loading.runtime.tried) == 1
+    assert loading.runtime.tried[0].name == "model.onnx"
+    assert not loading.runtime.tried[0].is_relative_to(repo.root), "the trial loads the private copy"
+    assert (version.proved, version.properties["forwardpass.proved"]) == (False, "false")
+
+
+def test_a_version_that_fails_its_trial_is_not_opened_here(loading: Loading, repo: Any) -> None:
+    loading.runtime.trial = LoadFailed("model.onnx crashes the loader (SIGSEGV in a trial process)")
+    assert "SIGSEGV" in loading.refused(repo.bare())
+    assert loading.runtime.opened == []
+    assert loading.stages == [State.VERIFYING]
+
+
+def test_a_required_manifest_is_asked_for_before_anything_is_read(loading: Loading, repo: Any) -> None:
+    loading.rules = dataclasses.replace(loading.rules, require_manifest=True)
+    assert "--require-manifest" in loading.refused(repo.bare())
+    assert loading.runtime.tried == []
+    loading.load(repo.published())
+
+
+def test_a_wrong_answer_ends_in_proving_and_closes_the_session(loading: Loading, repo: Any) -> None:
+    assert "max error 6" in loading.refused(repo.published(factor=2.0, recorded=3.0))
+    assert loading.stages == STAGES
+    assert loading.runtime.opened[0]._handle is None
+
+
+def test_an_answer_within_its_tolerance_passes(loading: Loading, repo: Any) -> None:
+    assert loading.load(repo.published(factor=2.0, recorded=2.001, atol=0.01)).proved
+
+
+def test_a_file_that_is_not_the_manifests_ends_in_verifying(loading: Loading, repo: Any) -> None:
+    folder = repo.published()
+    (folder.path / "model.onnx").write_bytes(b"other")
+    assert "differs from manifest.json" in loading.refused(folder)
+    assert loading.stages == [State.VERIFYING]
+
+
+def test_a_graph_that_onnx_runtime_refuses_ends_in_loading_without_our_paths(
+    loading: Loading, repo: Any, scaled_model: Callable[[float], onnx.ModelProto], tmp_path: Path
+) -> None:
+    model = scaled_model(2.0)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    reason = loading.refused(repo.bare(content=model))
+    assert "NoSuchOperator" in reason
+    assert str(tmp_path) not in reason
+    assert loading.stages == [State.VERIFYING, State.LOADING]
+
+
+def test_an_operator_that_fails_at_every_run_ends_in_warming_or_proving(loading: Loading, repo: Any) -> None:
+    session = FakeSession(error=RunFailed("the device died"), poison=1.0)
+    loading.runtime = OnFake(session)
+    assert "the model does not run: the device died" in loading.refused(repo.published())
+    assert session.closed
+
+
+def test_a_model_whose_rows_influence_each_other_is_not_batched(loading: Loading, repo: Any) -> None:
+    mean = FakeSession(lambda inputs: [inputs[0] - np.mean(inputs[0], axis=0, keepdims=True)])  # type: ignore[arg-type]
+    loading.runtime = OnFake(mean)
+    version = loading.load(repo.bare())
+    assert version.signature.max_batch_size == 0
+
+
+def test_a_configured_batch_size_is_kept_but_such_rows_still_run_alone(loading: Loading, repo: Any) -> None:
+    mean = FakeSession(lambda inputs: [inputs[0] - np.mean(inputs[0], axis=0, keepdims=True)])  # type: ignore[arg-type]
+    loading.runtime = OnFake(mean)
+    version = loading.load(repo.bare(), "max_batch_size: 4")
+    assert version.signature.max_batch_size == 4
+    assert version.scheduler._queue.limits.max_rows == 0
+
+
+@pytest.mark.parametrize(("config", "size"), [(None, 8), ("", 8), ("max_batch_size: 4", 4), ("max_batch_size: 0", 0)])
+def test_the_batch_size_is_the_configured_one_or_the_servers(
+    loading: Loading, repo: Any, config: str | None, size: int
+) -> None:
+    version = loading.load(repo.published(), config)
+    assert version.signature.max_batch_size == size
+    assert version.scheduler._queue.limits.max_rows == size
+
+
+def test_every_batch_size_that_will_be_served_is_run_before_it_serves(loading: Loading, repo: Any) -> None:
+    session = FakeSession()
+    loading.runtime = OnFake(session)
+    loading.load(repo.bare())
+    assert {1, 2, 4, 8} <= {run.rows for run in session.runs}
+
+
+def test_a_fast_model_runs_on_the_loop_and_one_with_instances_or_a_delay_does_not(loading: Loading, repo: Any) -> None:
+    folder = repo.published()
+    threads = [
+        loading.load(folder, "instance_group { count: 2 }"),
+        loading.load(folder, "dynamic_batching { max_queue_delay_microseconds: 100 }"),
+    ]
+    for version in threads:
+        assert type(version.scheduler._executor).__name__ == "ThreadExecutor"
+
+
+def test_limits_come_from_the_configuration_or_the_server(loading: Loading, repo: Any) -> None:
+    folder = repo.published()
+    default = loading.load(folder).scheduler._queue.limits
+    assert (default.max_requests, default.max_bytes) == (loading.rules.max_requests, loading.rules.max_queue_bytes)
+    text = "dynamic_batching { max_queue_delay_microseconds: 300 default_queue_policy { max_queue_size: 5 } }"
+    configured = loading.load(folder, text).scheduler._queue.limits
+    assert configured.max_requests == 5
+    assert configured.max_delay_s == pytest.approx(300e-6)
+
+
+def test_a_stop_between_two_stages_leaves_nothing_behind(loading: Loading, repo: Any) -> None:
+    class Stopped(LoadFailed):
+        pass
+
+    def enter(state: State) -> None:
+        if state is State.PROVING:
+            raise Stopped("the server stops")
+
+    with pytest.raises(Stopped):
+        Loader(loading.rules, loading.runtime, loading.inline)(repo.published(), ModelSettings(), enter)
+    assert loading.runtime.opened[0]._handle is None
+
+
+def test_the_metadata_of_the_file_is_among_the_properties(
+    loading: Loading, repo: Any, scaled_model: Callable[[float], onnx.ModelProto]
+) -> None:
+    model = scaled_model(2.0)
+    model.metadata_props.add(key="forwardpass.labels", value='["zero", "one"]')
+    assert loading.load(repo.bare(content=model)).properties["forwardpass.labels"] == '["zero", "one"]'
+
+
+def test_outputs_that_the_configuration_leaves_out_are_not_served(
+    loading: Loading, repo: Any, scaled_model: Callable[[float], onnx.ModelProto]
+) -> None:
+    model = scaled_model(2.0)
+    model.graph.node.append(onnx.helper.make_node("Neg", ["x"], ["first"]))
+    negative = onnx.helper.make_tensor_value_info("first", onnx.TensorProto.FLOAT, ["batch", 3])
+    model.graph.output.insert(0, negative)
+    version = loading.load(repo.bare(content=model), 'output { name: "y" } instance_group { count: 2 }')
+    assert [spec.name for spec in version.signature.outputs] == ["y"]
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(asked(version, x), 2 * x)
+
+
+class Waiting:
+    """A responder that waits for its answer."""
+
+    cancelled = False
+
+    def __init__(self) -> None:
+        self.answered = threading.Event()
+        self.outputs: Sequence[np.ndarray] = ()
+        self.error: Exception | None = None
+
+    def succeed(self, outputs: Sequence[np.ndarray], request: Request) -> None:
+        self.outputs = outputs
+        self.answered.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.answered.set()
+
+
+def asked(version: LoadedVersion, x: np.ndarray) -> np.ndarray:
+    """The first output of a version whose instances have threads."""
+    waiting = Waiting()
+    request = Request([x], rows=len(x), nbytes=x.nbytes, outputs=(0,), responder=waiting, timeline=Timeline())
+    version.scheduler.submit(request)
+    assert waiting.answered.wait(20)
+    assert waiting.error is None
+    return waiting.outputs[0]
