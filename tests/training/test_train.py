@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from forwardpass_training.checkpoint import Checkpoint
 from forwardpass_training.config import RunConfig
-from forwardpass_training.data import Dataset, DataStore, ShakespeareData, SumData
+from forwardpass_training.data import Dataset, DataStore, DigitsData, ShakespeareData, SumData
 from forwardpass_training.data.shakespeare import split_text
 from forwardpass_training.errors import BadSetting, CheckpointError, Diverged
 from forwardpass_training.models import CharLstmConfig, DenseConfig
@@ -33,7 +33,7 @@ def tiny_rows() -> tuple[RunConfig, Dataset]:
 
 
 def tiny_images() -> tuple[RunConfig, Dataset]:
-    config = replace(digits_cnn(), epochs=4)
+    config = replace(digits_cnn(), epochs=4, data=DigitsData(test_share=0.9))
     return config, config.data.load(DataStore.from_environment({}))
 
 
