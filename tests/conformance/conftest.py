@@ -107,6 +107,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows: dict[report.Case, report.Row] = {}
     for result in ("passed", "failed", "error"):
         for each in terminalreporter.getreports(result):
+            if not isinstance(each, pytest.TestReport):  # a file that could not be collected
+                continue
             for case in (value for name, value in each.user_properties if name == "case"):
                 row = rows.setdefault(case, report.Row(Counter(), Counter()))
                 row.results[result] += 1
