@@ -62,10 +62,13 @@ class CompletionQueueServer:
         self._refusal: Refusal | None = None
         self._raw: core.RawServer | None = None
         self._shut_down = False
+        self._running = False
         self._ended = threading.Event()
         self._stop: Stop | None = None
         self.port = 0
         """The bound port; 0 before `bind`."""
+        self.listeners: frozenset[int] = frozenset()
+        """Inodes of the listening sockets."""
         self.on_refusing: Callable[[], None] | None = None
         """Runs on the loop thread when a stop begins to refuse: the moment to finish streams that would never end."""
 
@@ -96,16 +99,18 @@ class CompletionQueueServer:
             StartFailed: the port is in use, or the address cannot be bound; names host and port.
         """
         options = self.options
+        # The core is content with one free address of a name that has several, and does not say why it failed.
+        why = sockets.why_not_bindable(options.host, options.port, reuse_port=options.reuse_port)
+        before = sockets.listening()
         raw = core.server(channel_args(options), self._loop.queue)
-        port = core.listen(raw, options.address, options.credentials)
+        port = 0 if why else core.listen(raw, options.address, options.credentials)
         if not port:
-            why = sockets.why_not_bindable(options.host, options.port)
-            if not why and options.credentials is not None:
-                why = "its TLS credentials were refused"
             raise StartFailed(
-                f"cannot listen on {options.address}: {why or 'the core does not say why'}; "
+                f"cannot listen on {options.address}: {why or 'the core refused the address or the TLS credentials'}; "
                 "choose another --grpc-port or --host, or stop what is listening there"
             )
+        after = sockets.listening()
+        self.listeners = frozenset(inode for inode, at in after.items() if at == port and inode not in before)
         self._raw = raw
         self.port = port
         return port
@@ -116,8 +121,10 @@ class CompletionQueueServer:
         Raises:
             RuntimeError: not bound, or run before.
         """
-        if self._raw is None or self._ended.is_set():
-            raise RuntimeError("bind() comes before run(), and run() comes once")
+        with self._loop.lock:
+            if self._raw is None or self._running or self._ended.is_set():
+                raise RuntimeError("bind() comes before run(), and run() comes once")
+            self._running = True
         raw = self._raw
         raw.start()
         for _ in range(self.options.posted_calls):
@@ -152,13 +159,17 @@ class CompletionQueueServer:
         """
         if self._loop.is_this_thread():
             raise RuntimeError("stop() on the loop thread would wait for itself; call it from another thread")
-        if self._raw is None:
+        if not self.port:
             raise RuntimeError("stop() before bind(): there is nothing to stop")
         with self._loop.lock:
             first = self._stop is None
             if self._stop is None:
                 self._stop = Stop(self._loop, self, self._ended)
             stop = self._stop
+            if not self._running:  # bound only: there is no loop to stop, and none will start
+                self._ended.set()
+                self._loop.close()
+                self._raw = None
         if not first:
             return stop.hurry(grace_s)
         return stop.run(drain_s, grace_s)

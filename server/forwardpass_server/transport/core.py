@@ -137,9 +137,9 @@ def listen(on: RawServer, address: str, credentials: Any) -> int:
 
 
 def auth_context(call: RawCall) -> dict[str, tuple[bytes, ...]]:
-    """Names and values that the TLS handshake established about the caller."""
-    context = cygrpc.auth_context(call)
-    return {_text(name): tuple(values) for name, values in context.items()}
+    """Names and values that the TLS handshake established about the caller; {} in plaintext."""
+    context = {_text(name): tuple(values) for name, values in cygrpc.auth_context(call).items()}
+    return {} if context.get("transport_security_type") == (b"insecure",) else context
 
 
 def _text(name: bytes | str) -> str:

@@ -4,74 +4,101 @@ Used at the two moments when the core's interface is not enough: to say why a po
 without losing calls (`stop`): first the listening sockets, much later the accepted connections.
 """
 
+import errno
 import os
 import socket
 import stat
 from collections.abc import Iterator
 
 _INET = (socket.AF_INET, socket.AF_INET6)
+_TAKEN = (errno.EADDRINUSE, errno.EACCES)
 
 
-def listening(port: int) -> list[socket.socket]:
-    """Duplicates of this process's sockets that listen on TCP `port`; the caller closes them."""
-    return [own for own in _own_sockets() if _keep(own, _port(own) == port and _listens(own))]
+def listening() -> dict[int, int]:
+    """Inode and port of each TCP socket of this process that listens."""
+    found = {}
+    for own in _own_sockets():
+        with own:
+            if _listens(own):
+                found[_inode(own)] = _port(own)
+    return found
 
 
-def accepted(port: int) -> list[socket.socket]:
-    """Duplicates of this process's connections that were accepted on TCP `port`; the caller closes them."""
-    return [own for own in _own_sockets() if _keep(own, _port(own) == port and not _listens(own) and _connected(own))]
+def shut_down_listening(inodes: frozenset[int]) -> int:
+    """Stop these sockets listening, under whoever holds them. Returns how many they were."""
+    count = 0
+    for own in _own_sockets():
+        with own:
+            if _inode(own) in inodes and _listens(own):
+                own.shutdown(socket.SHUT_RDWR)
+                count += 1
+    return count
 
 
-def shut_down(sockets: list[socket.socket]) -> int:
-    """End both directions of each socket, in whoever's hands it is, and close our duplicates. Returns how many."""
-    for each in sockets:
-        try:
-            each.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # already disconnected by the other side: what was wanted
-        finally:
-            each.close()
-    return len(sockets)
+def shut_down_accepted(port: int) -> int:
+    """End, in both directions, this process's connections that were accepted on TCP `port`. Returns how many they were.
+
+    Two servers of one process that share a port share their connections here.
+    """
+    count = 0
+    for own in _own_sockets():
+        with own:
+            try:
+                if _port(own) != port or _listens(own):
+                    continue
+                own.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # the other side has left already
+            count += 1
+    return count
 
 
-def why_not_bindable(host: str, port: int) -> str:
-    """Why `host:port` cannot be bound, in the system's words; "" when it now could be."""
+def why_not_bindable(host: str, port: int, *, reuse_port: bool = False) -> str:
+    """Why `host:port` cannot be bound, in the system's words; "" when it can.
+
+    A name may have several addresses, such as `localhost`: each must be free, and one must be this machine's.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         return f"the host does not resolve: {error.strerror or error}"
+    reasons = []
     for family, kind, protocol, _, address in found:
         try:
             with socket.socket(family, kind, protocol) as probe:
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if reuse_port:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 probe.bind(address)
-                probe.listen()
         except OSError as error:
-            return os.strerror(error.errno) if error.errno else str(error)
-    return ""
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            if error.errno in _TAKEN:
+                return reason
+            reasons.append(reason)
+    return reasons[0] if len(reasons) == len(found) else ""
 
 
 def _own_sockets() -> Iterator[socket.socket]:
+    """Duplicates of this process's TCP sockets, each socket once; the caller closes them."""
+    seen = set()
     for name in os.listdir("/dev/fd"):
         try:
             descriptor = int(name)
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISSOCK(status.st_mode) or status.st_ino in seen:
                 continue
             own = socket.socket(fileno=os.dup(descriptor))
         except OSError:
             continue  # closed by its owner while we looked
+        seen.add(status.st_ino)
         if own.family in _INET and own.type == socket.SOCK_STREAM:
             yield own
         else:
             own.close()
 
 
-def _keep(own: socket.socket, wanted: bool) -> bool:
-    if not wanted:
-        own.close()
-    return wanted
+def _inode(own: socket.socket) -> int:
+    return os.fstat(own.fileno()).st_ino
 
 
 def _port(own: socket.socket) -> int:
@@ -80,11 +107,3 @@ def _port(own: socket.socket) -> int:
 
 def _listens(own: socket.socket) -> bool:
     return bool(own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _connected(own: socket.socket) -> bool:
-    try:
-        own.getpeername()
-    except OSError:
-        return False
-    return True

@@ -52,6 +52,7 @@ class Stoppable(Protocol):
     """What a stop needs of the server."""
 
     port: int
+    listeners: frozenset[int]
 
     def refuse_new(self, code: int, message: str) -> None:
         """Answer every new call with this status."""
@@ -84,10 +85,11 @@ class Stop:
         began = time.monotonic()
         refused_before = stats.calls_refused
 
-        listeners = sockets.shut_down(sockets.listening(self._server.port))
+        listeners = sockets.shut_down_listening(self._server.listeners)
         logger.info("stopping: %d listening sockets of port %d are closed", listeners, self._server.port)
 
-        self._hurried.wait(drain_s)
+        if not self._ended.is_set():
+            self._hurried.wait(drain_s)
         drained = time.monotonic()
         logger.info("drained for %.3f s; refusing new calls, %d in flight", drained - began, stats.calls_in_flight)
 
@@ -99,7 +101,7 @@ class Stop:
         waited = time.monotonic()
         time.sleep(FLUSH_S)
 
-        connections = sockets.shut_down(sockets.accepted(self._server.port))
+        connections = sockets.shut_down_accepted(self._server.port)
         logger.info("waited %.3f s for calls, %d left; %d connections closed", waited - drained, left, connections)
 
         self._on_loop(self._shut_down)

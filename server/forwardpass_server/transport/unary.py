@@ -90,6 +90,8 @@ class UnaryCall:
         callback()
 
     def reply(self, body: bytes, trailers: Metadata = (), *, metadata: Metadata = ()) -> bool:
+        if type(body) is not bytes:
+            raise TypeError(f"a message must be bytes, got {type(body).__name__}")
         if trailers:
             checked_metadata(trailers)
         if metadata:
