@@ -1,7 +1,7 @@
 """Every name and behaviour of grpcio's private module that the server stands on: a new grpcio fails here first.
 
-The names come from the fence, `transport/core.py`, read as source, so that a name used there and not tried here is a failure
-as well. The behaviours are those that the transport would break on in silence.
+The names come from the fence, `transport/core.py`, read as source, so that a name used there and not tried here is a
+failure as well. The behaviours are those that the transport would break on in silence.
 """
 
 import ast
@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,8 @@ def test_poll_waits_never_until_a_time_or_for_ever() -> None:
             assert event.completion_type != cygrpc.CompletionType.queue_shutdown
         assert time.monotonic() - began < 1
         it.post()
-        threading.Timer(0.3, lambda: it.channel.unary_unary("/a/b").future(b"")).start()
+        futures: list[grpc.Future] = []
+        threading.Timer(0.3, lambda: futures.append(it.channel.unary_unary("/a/b").future(b""))).start()
         event = it.queue.poll(None)
         assert event.tag == "call"
         answer(event.call)
@@ -328,10 +329,8 @@ def test_a_port_in_use_gives_0_or_raises_and_never_succeeds() -> None:
     with ground() as it:
         other = cygrpc.Server((("grpc.so_reuseport", 0),), False)
         other.register_completion_queue(it.queue)
-        try:
+        with suppress(RuntimeError):
             assert other.add_http2_port(b"127.0.0.1:%d" % it.port) == 0
-        except RuntimeError:
-            pass
         other.start()
 
 
