@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from forwardpass_training.data import DataStore, mnist, shakespeare
+from forwardpass_training.errors import DownloadFailed
 from forwardpass_training.export import export
 from forwardpass_training.exportable import Examples, Exportable
 from forwardpass_training.models import CharLstmConfig, CnnConfig, DenseConfig, served
@@ -70,6 +72,18 @@ def _exportable(
         further_examples=further,
         metadata={"forwardpass.task": task, "forwardpass.labels": '["ä", "b"]', "forwardpass.data": '{"rows": 7}'},
     )
+
+
+@pytest.fixture(scope="session")
+def downloads() -> DataStore:
+    """Where MNIST and tiny-shakespeare are; skips where they are neither here nor to be had. A wrong file fails."""
+    store = DataStore.from_environment()
+    try:
+        for file in (*mnist.FILES, shakespeare.TEXT):
+            store.path(file)
+    except DownloadFailed as exc:
+        pytest.skip(str(exc))
+    return store
 
 
 @pytest.fixture(scope="session")

@@ -41,8 +41,8 @@ def test_a_quick_recipe_reaches_its_bound_and_needs_no_file(name: str, tmp_path:
 @pytest.mark.data
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", LONG)
-def test_a_long_recipe_reaches_its_bound(name: str, tmp_path: Path) -> None:
-    reach(name, tmp_path, DataStore.from_environment())
+def test_a_long_recipe_reaches_its_bound(name: str, tmp_path: Path, downloads: DataStore) -> None:
+    reach(name, tmp_path, downloads)
 
 
 def test_there_is_nothing_else() -> None:

@@ -10,7 +10,6 @@ import torch
 from forwardpass_training.data import (
     ClustersData,
     DataConfig,
-    Dataset,
     DataStore,
     DigitsData,
     LineData,
@@ -109,18 +108,18 @@ def test_a_share_outside_0_to_1_is_refused(share: float) -> None:
 
 
 @pytest.mark.data
-def test_mnist_is_mnist() -> None:
-    dataset = MnistData().load(DataStore.from_environment())
+def test_mnist_is_mnist(downloads: DataStore) -> None:
+    dataset = MnistData().load(downloads)
     assert dataset.train.inputs.shape == (60_000, 28, 28)
     assert dataset.test.inputs.shape == (10_000, 28, 28)
     assert dataset.train.targets[:5].tolist() == [5, 0, 4, 1, 9]
     assert len(dataset.provenance.files) == 4
-    assert len(MnistData(train_rows=10).load(DataStore.from_environment()).train) == 10
+    assert len(MnistData(train_rows=10).load(downloads).train) == 10
 
 
 @pytest.mark.data
-def test_shakespeare_is_split_as_in_char_rnn() -> None:
-    dataset: Dataset = ShakespeareData().load(DataStore.from_environment())
+def test_shakespeare_is_split_as_in_char_rnn(downloads: DataStore) -> None:
+    dataset = ShakespeareData().load(downloads)
     assert dataset.provenance.counts == {"train": 1_003_854, "test": 111_540}
     assert len(dataset.vocabulary) == 65
     assert "".join(dataset.vocabulary[token] for token in dataset.train.inputs[:14]) == "First Citizen:"
