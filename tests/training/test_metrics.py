@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as reference
@@ -20,7 +20,6 @@ def drawn(seed: int, rows: int, classes: int) -> tuple[NDArray[np.float64], NDAr
     return generator.dirichlet(np.ones(classes), rows), generator.integers(classes, size=rows)
 
 
-@settings(deadline=None)  # a busy machine is not a wrong metric
 @given(seed=SEEDS, rows=ROWS)
 def test_regression_agrees(seed: int, rows: int) -> None:
     generator = np.random.default_rng(seed)
@@ -32,7 +31,6 @@ def test_regression_agrees(seed: int, rows: int) -> None:
     assert found["r2"] == approx(reference.r2_score(targets, predictions))
 
 
-@settings(deadline=None)
 @given(seed=SEEDS, rows=ROWS)
 def test_binary_agrees(seed: int, rows: int) -> None:
     probabilities, targets = drawn(seed, rows, 2)
@@ -45,7 +43,6 @@ def test_binary_agrees(seed: int, rows: int) -> None:
     assert found["log_loss"] == approx(reference.log_loss(targets, probabilities, labels=[0, 1]))
 
 
-@settings(deadline=None)
 @given(seed=SEEDS, rows=ROWS, classes=st.integers(2, 12))
 def test_multiclass_agrees(seed: int, rows: int, classes: int) -> None:
     probabilities, targets = drawn(seed, rows, classes)
