@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from concurrent import futures
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -240,6 +241,17 @@ def test_a_deadline_ends_a_slow_call_and_says_its_length(server: Any, client: Cl
     assert 0.25 < time.monotonic() - started < 5
     assert isinstance(caught.value, TimeoutError)
     leave.set()
+
+
+def test_a_server_that_cancels_at_the_deadline_is_late_and_not_cancelled(
+    server: Any, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.metadata("echo")
+    server.overrides["ModelInfer"] = lambda request, context: context.abort(grpc.StatusCode.CANCELLED, "you left")
+    clock = iter([100.0, 100.0])  # when the call begins, and what is left for it; then the deadline has passed
+    monkeypatch.setattr("forwardpass.session.time", SimpleNamespace(monotonic=lambda: next(clock, 200.0)))
+    with pytest.raises(e.DeadlineExceeded, match="no answer within 5 s"):
+        client.infer("echo", {"x": 1.0}, deadline_s=5)
 
 
 def test_the_look_at_the_metadata_counts_into_the_deadline(server: Any, client: Client) -> None:

@@ -144,9 +144,13 @@ class Session(ABC):
 
     def _error(self, failed: Any, ask: Ask, terms: "Terms") -> ForwardpassError:
         """The error of a failed call, a `grpc.RpcError` of either kind."""
+        code, details = failed.code().name, failed.details() or ""
+        # A server that sees the deadline pass may cancel the call before our own timer has looked.
+        if code == "CANCELLED" and time.monotonic() >= terms.deadline:
+            code, details = "DEADLINE_EXCEEDED", ""
         return status.error_of(
-            failed.code().name,
-            failed.details() or "",
+            code,
+            details,
             failed.trailing_metadata() or (),
             model=ask.model,
             address=self.url,
