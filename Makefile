@@ -30,8 +30,8 @@ demo: $(VENV)/.run  ## train four models, publish, serve, ask, and show one tabl
 serve: $(VENV)/.run  ## the same models, served until Ctrl-C; says what to try next
 	$(BIN)/python clients/examples/demo.py --serve --models $(MODELS)
 
-test: $(VENV)/.dev  ## every test (those that need a data set skip when it cannot be had)
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## every test but the long trainings (those that need a data set skip when it cannot be had)
+	$(BIN)/python -m pytest -m "not training"
 
 check: $(VENV)/.dev  ## ruff, mypy strict, and that generated files are what their sources give
 	$(BIN)/ruff check $(SOURCES)
