@@ -128,7 +128,7 @@ def small(session: Session) -> dict[str, float]:
         "batch: split": microseconds(lambda: split(answer, (0,), batch, ROWS)),
         "batch: split, two outputs": microseconds(lambda: split([*answer, *answer], (0, 1), batch, ROWS)),
         "statistics: ran": microseconds(lambda: statistics.ran(batch, ROWS, 3, 4, 5)),
-        "statistics: answered": microseconds(lambda: statistics.answered(batch)),
+        "statistics: answered": microseconds(lambda: statistics.answered(batch, ROWS)),
         "runner, all of it but the model": microseconds(lambda: runner.run(batch)),
         "inline, submit to answered, without the model": microseconds(through(empty)),
         "inline, submit to answered": microseconds(through(whole)),

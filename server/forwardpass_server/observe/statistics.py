@@ -65,6 +65,8 @@ class BatchSize:
     executions: int = 0
     input_ns: int = 0
     infer_ns: int = 0
+    output_ns: int = 0
+    """Until the last of its answers was encoded."""
 
 
 @dataclass(slots=True)
@@ -151,8 +153,8 @@ class VersionStatistics:
         with self._lock:
             self._account.failed_executions += 1
 
-    def answered(self, batch: Sequence[Timed]) -> None:
-        """The answers of a run have left; those without an `encoded` stamp count as encoded now."""
+    def answered(self, batch: Sequence[Timed], rows: int) -> None:
+        """The answers of a run of so many rows have left; those without an `encoded` stamp count as encoded now."""
         if not batch:
             return
         now_ns = self._clock_ns()
@@ -164,6 +166,7 @@ class VersionStatistics:
             account.request_seconds.observe_all(took_ns)
             account.success.add(len(batch), sum(took_ns))
             account.compute_output.add(len(batch), sum(output_ns))
+            account.batches[rows].output_ns += max(output_ns)
 
     def refused(self, error: BaseException, received_ns: int = 0) -> None:
         """One request ended without tensors: refused before the queue, dropped in it, or failed by its run.

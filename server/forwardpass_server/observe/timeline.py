@@ -1,4 +1,4 @@
-"""When one request passed each stage of the server: seven stamps and nothing else.
+"""When one request passed each stage of the server: seven stamps, and how many rows rode with it.
 
 Stamps are `time.monotonic_ns()` values; 0 means "not reached". The stages in their order, with who stamps:
 
@@ -15,7 +15,16 @@ Stamps are `time.monotonic_ns()` values; 0 means "not reached". The stages in th
 class Timeline:
     """The stamps of one request, in nanoseconds of the monotonic clock. Written by one thread at a time."""
 
-    __slots__ = ("decoded_ns", "encoded_ns", "queued_ns", "received_ns", "run_end_ns", "run_start_ns", "taken_ns")
+    __slots__ = (
+        "batch_rows",
+        "decoded_ns",
+        "encoded_ns",
+        "queued_ns",
+        "received_ns",
+        "run_end_ns",
+        "run_start_ns",
+        "taken_ns",
+    )
 
     def __init__(self, received_ns: int = 0) -> None:
         self.received_ns = received_ns
@@ -25,6 +34,8 @@ class Timeline:
         self.run_start_ns = 0
         self.run_end_ns = 0
         self.encoded_ns = 0
+        self.batch_rows = 0
+        """Rows of the run that it rode in."""
 
     def stages_ns(self) -> dict[str, int]:
         """How long each stage took, in nanoseconds; a stage that was not reached is left out.

@@ -1,14 +1,25 @@
 """ServerLive, ServerReady, ModelReady, ServerMetadata and ModelMetadata."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_server.lifecycle.manager import ModelManager
 from forwardpass_server.tensors.specs import TensorSpec
 
 SERVER_NAME = "forwardpass"
-EXTENSIONS: tuple[str, ...] = ()
-"""Extensions of the protocol that are served; clients branch on them, so none is listed before it is."""
+
+FEATURES = ("binary_tensor_data", "parameters", "schedule_policy", "classification")
+"""Extensions of the protocol that are features of requests, which every model has."""
+EXTENSION_OF = {
+    "ModelStatistics": "statistics",
+    "ModelConfig": "model_configuration",
+    "RepositoryModelLoad": "model_repository",
+    "SystemSharedMemoryRegister": "system_shared_memory",
+    "CudaSharedMemoryRegister": "cuda_shared_memory",
+    "TraceSetting": "trace",
+    "LogSettings": "logging",
+}
+"""Extensions that are rpcs: clients branch on them, so one is listed where its rpc is served, and only there."""
 
 
 class Metadata:
@@ -18,12 +29,16 @@ class Metadata:
         models: the versions.
         ready: whether the server takes inference requests: its models are loaded, and it is not leaving.
         server_version: of this distribution.
+        extensions: of the protocol that are served; may be filled until the first call.
     """
 
-    def __init__(self, models: ModelManager, ready: Callable[[], bool], server_version: str) -> None:
+    def __init__(
+        self, models: ModelManager, ready: Callable[[], bool], server_version: str, extensions: Sequence[str] = ()
+    ) -> None:
         self._models = models
         self._ready = ready
         self._server_version = server_version
+        self._extensions = extensions
 
     def server_live(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)  # whoever can say so is
@@ -35,7 +50,7 @@ class Metadata:
         return pb.ModelReadyResponse(ready=self._models.ready(request.name, request.version))
 
     def server_metadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._server_version, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._server_version, extensions=self._extensions)
 
     def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         """Raises NotFound, NotReady or InvalidRequest, as inference would."""

@@ -11,7 +11,7 @@ from forwardpass_server.tensors.heads import Head, Parameters
 
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-_EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
+EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ def read(head: Head) -> Hints:
             )
     given = head.parameters
     for key in given:
-        if key.startswith("triton_") and key != _EMPTY_FINAL_RESPONSE:
+        if key.startswith("triton_") and key != EMPTY_FINAL_RESPONSE:
             raise InvalidRequest(f"unknown parameter '{key}': names that begin with 'triton_' are reserved")
-    if not isinstance(given.get(_EMPTY_FINAL_RESPONSE, False), bool):
-        raise InvalidRequest(f"parameter '{_EMPTY_FINAL_RESPONSE}' is a bool, got {given[_EMPTY_FINAL_RESPONSE]!r}")
+    if not isinstance(given.get(EMPTY_FINAL_RESPONSE, False), bool):
+        raise InvalidRequest(f"parameter '{EMPTY_FINAL_RESPONSE}' is a bool, got {given[EMPTY_FINAL_RESPONSE]!r}")
     for key in _SEQUENCE:
         if given.get(key):
             raise NotImplementedHere(f"'{key}': sequences are not served; send the model's state as tensors")

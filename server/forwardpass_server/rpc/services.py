@@ -12,13 +12,15 @@ from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_proto import health_pb2
 from forwardpass_server.errors import NotImplementedHere
 from forwardpass_server.lifecycle.manager import ModelManager
-from forwardpass_server.rpc import reflection, status
+from forwardpass_server.rpc import metadata, reflection, status
 from forwardpass_server.rpc.health import Health
 from forwardpass_server.rpc.infer import Infer
 from forwardpass_server.rpc.messages import parse
 from forwardpass_server.rpc.metadata import Metadata
 from forwardpass_server.rpc.reflection import Reflection
 from forwardpass_server.rpc.repository import Repository
+from forwardpass_server.rpc.statistics import Statistics
+from forwardpass_server.rpc.stream import InferStream
 from forwardpass_server.tensors.wire import Decoder, Encoder
 from forwardpass_server.transport.call import Call, StreamCall, StreamFactory, UnaryHandler
 
@@ -53,23 +55,30 @@ def build(
         clock_ns: the monotonic clock.
     """
     health = Health(models)
-    metadata = Metadata(models, health.ready, server_version)
+    extensions = [*metadata.FEATURES]
+    about = Metadata(models, health.ready, server_version, extensions)
+    infer = Infer(models, Decoder(), Encoder(), clock_ns)
     unary: dict[str, UnaryHandler] = {
-        f"/{INFERENCE}/ModelInfer": answering(Infer(models, Decoder(), Encoder(), clock_ns)),
-        f"/{INFERENCE}/ServerLive": replying(pb.ServerLiveRequest, metadata.server_live),
-        f"/{INFERENCE}/ServerReady": replying(pb.ServerReadyRequest, metadata.server_ready),
-        f"/{INFERENCE}/ModelReady": replying(pb.ModelReadyRequest, metadata.model_ready),
-        f"/{INFERENCE}/ServerMetadata": replying(pb.ServerMetadataRequest, metadata.server_metadata),
-        f"/{INFERENCE}/ModelMetadata": replying(pb.ModelMetadataRequest, metadata.model_metadata),
+        f"/{INFERENCE}/ModelInfer": answering(infer),
+        f"/{INFERENCE}/ServerLive": replying(pb.ServerLiveRequest, about.server_live),
+        f"/{INFERENCE}/ServerReady": replying(pb.ServerReadyRequest, about.server_ready),
+        f"/{INFERENCE}/ModelReady": replying(pb.ModelReadyRequest, about.model_ready),
+        f"/{INFERENCE}/ServerMetadata": replying(pb.ServerMetadataRequest, about.server_metadata),
+        f"/{INFERENCE}/ModelMetadata": replying(pb.ModelMetadataRequest, about.model_metadata),
+        f"/{INFERENCE}/ModelStatistics": replying(pb.ModelStatisticsRequest, Statistics(models).model_statistics),
         f"/{INFERENCE}/RepositoryIndex": replying(pb.RepositoryIndexRequest, Repository(models).index),
         f"/{HEALTH}/Check": replying(health_pb2.HealthCheckRequest, health.check),
         f"/{HEALTH}/List": replying(health_pb2.HealthListRequest, health.list),
     }
-    streams: dict[str, StreamFactory] = {f"/{HEALTH}/Watch": health.watch}
+    streams: dict[str, StreamFactory] = {
+        f"/{INFERENCE}/ModelStreamInfer": lambda call: InferStream(infer, call),
+        f"/{HEALTH}/Watch": health.watch,
+    }
     if enable_reflection:
         named = {name: f"{name}.ServerReflection" for name in (reflection.V1, reflection.V1ALPHA)}
         stream = Reflection([INFERENCE, HEALTH, *named.values()]).stream
         streams |= {f"/{service}/ServerReflectionInfo": stream for service in named.values()}
+    extensions += [name for rpc, name in metadata.EXTENSION_OF.items() if f"/{INFERENCE}/{rpc}" in unary]
     _refuse_the_rest(unary, streams)
     return Services(unary, streams, health)
 

@@ -110,11 +110,12 @@ class Runner:
             timeline.taken_ns = taken_ns
             timeline.run_start_ns = start_ns
             timeline.run_end_ns = end_ns
+            timeline.batch_rows = rows
             if gone and request in gone:
                 self.fail(request, CallCancelled("the caller left while its request ran"))
             else:
                 self._succeed(request, part)
-        self._statistics.answered(here)
+        self._statistics.answered(here, rows)
         return None
 
     def _succeed(self, request: Request, outputs: Sequence[Array]) -> None:

@@ -49,7 +49,7 @@ def full() -> Metrics:
     metrics.watch_loop(lambda: 0.25)
     served = Served()
     served.statistics.ran([served, served], 8, 1_000_000, 1_000_000, 3_000_000)
-    served.statistics.answered([served, served])
+    served.statistics.answered([served, served], 8)
     served.statistics.run_failed()
     for error in (InvalidRequest("x"), RunFailed("x"), Overloaded("x", retry_after_s=1)):
         served.statistics.refused(error)

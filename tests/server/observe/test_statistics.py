@@ -54,7 +54,7 @@ def test_a_run_is_counted_by_request_by_row_and_by_size() -> None:
     statistics = VersionStatistics(lambda: 9_000, lambda: 1_700_000_000_123_456_789)
     riders = [Rider(100, 200, 700, 800), Rider(150, 250, 700, 0)]
     statistics.ran(riders, 5, taken_ns=400, start_ns=450, end_ns=700)
-    statistics.answered(riders)
+    statistics.answered(riders, 5)
     account = statistics.snapshot()
     assert (account.rows, account.executions, account.outcomes["ok"]) == (5, 1, 2)
     assert (account.queue.count, account.queue.ns) == (2, 200 + 150)
@@ -63,7 +63,7 @@ def test_a_run_is_counted_by_request_by_row_and_by_size() -> None:
     assert (account.compute_output.count, account.compute_output.ns) == (2, 100 + 8_300)
     assert account.last_inference_ms == 1_700_000_000_123
     size = account.batches[5]
-    assert (size.executions, size.input_ns, size.infer_ns) == (1, 50, 250)
+    assert (size.executions, size.input_ns, size.infer_ns, size.output_ns) == (1, 50, 250, 8_300)
     assert account.compute_seconds.cumulative()[-1] == ("+Inf", 2)
     assert account.batch_size.cumulative()[-1] == ("+Inf", 1)
 
@@ -71,7 +71,7 @@ def test_a_run_is_counted_by_request_by_row_and_by_size() -> None:
 def test_a_run_whose_callers_all_left_is_a_run_and_no_answer() -> None:
     statistics = VersionStatistics()
     statistics.ran([], 3, 1, 2, 3)
-    statistics.answered([])
+    statistics.answered([], 3)
     account = statistics.snapshot()
     assert (account.executions, account.rows, account.outcomes["ok"]) == (1, 3, 0)
     assert account.request_seconds.cumulative()[-1] == ("+Inf", 0)
@@ -100,7 +100,7 @@ def test_no_count_is_lost_between_threads() -> None:
     def work() -> None:
         for _ in range(500):
             statistics.ran(riders, 3, 3, 4, 5)
-            statistics.answered(riders)
+            statistics.answered(riders, 3)
             statistics.refused(RunFailed("x"))
 
     threads = [threading.Thread(target=work) for _ in range(4)]

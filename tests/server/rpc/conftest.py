@@ -95,6 +95,12 @@ class Models:
     def ready(self, name: str, version: str) -> bool:
         return self.table.ready(name, version)
 
+    def version(self, name: str, version: str) -> LoadedVersion:
+        return self.table.version(name, version)
+
+    def serving(self) -> list[LoadedVersion]:
+        return self.table.loaded()
+
     def server_ready(self) -> bool:
         return self.is_ready
 

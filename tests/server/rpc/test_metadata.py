@@ -6,12 +6,16 @@ import pytest
 
 from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_server.lifecycle.states import State
+from forwardpass_server.rpc.metadata import EXTENSION_OF, FEATURES
 from forwardpass_server.rpc.status import Code
 from forwardpass_server.tensors import dtypes
 from forwardpass_server.tensors.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from tests.server.rpc.conftest import Models, Server
+
+BUILT = {"ModelStatistics"}
+"""The rpcs that are extensions, of those that this server was built with."""
 
 INFERENCE = "/inference.GRPCInferenceService/"
 
@@ -31,7 +35,8 @@ def test_a_leaving_server_is_live_and_not_ready(server: "Server") -> None:
 
 def test_the_server_names_itself_and_only_extensions_it_serves(server: "Server") -> None:
     reply = server.get(pb.ServerMetadataResponse, INFERENCE + "ServerMetadata", pb.ServerMetadataRequest())
-    assert (reply.name, reply.version, list(reply.extensions)) == ("forwardpass", "1.2.3", [])
+    assert (reply.name, reply.version) == ("forwardpass", "1.2.3")
+    assert list(reply.extensions) == [*FEATURES, *(name for rpc, name in EXTENSION_OF.items() if rpc in BUILT)]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ METHODS = {
 }
 NOT_BUILT = [
     "ModelConfig",
-    "ModelStatistics",
     "RepositoryModelLoad",
     "RepositoryModelUnload",
     "SystemSharedMemoryStatus",
@@ -45,14 +44,6 @@ def test_what_is_not_built_says_so_and_what_is(server: "Server", name: str) -> N
     assert result.code == Code.UNIMPLEMENTED
     assert result.message.startswith(f"{name} is not served")
     assert "ModelInfer" in result.message
-
-
-def test_a_stream_that_is_not_built_ends_at_once(server: "Server") -> None:
-    stream = server.fake.stream("/inference.GRPCInferenceService/ModelStreamInfer")
-    stream.say(b"")
-    stream.half_close()
-    assert stream.result().code == Code.UNIMPLEMENTED
-    assert stream.result().message.startswith("ModelStreamInfer is not served")
 
 
 @pytest.mark.parametrize("path", [path for path, streams in METHODS.items() if not streams])

@@ -1,0 +1,87 @@
+"""The answer to one inference request: encoded where its model ran, given once, and its lease given back."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from forwardpass_server.lifecycle.leases import Lease
+from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.rpc import status, timing
+from forwardpass_server.scheduling.request import Array, Request
+from forwardpass_server.tensors.wire import Encoder
+from forwardpass_server.transport.call import Metadata
+
+
+class Caller(Protocol):
+    """Who waits for one answer: a unary `transport.call.Call`, or a `stream.Turn`. One of `reply` and `fail`, once."""
+
+    @property
+    def metadata(self) -> Metadata: ...
+    @property
+    def deadline(self) -> float: ...
+    @property
+    def received_ns(self) -> int: ...
+    @property
+    def cancelled(self) -> bool: ...
+    def on_cancel(self, callback: Callable[[], None]) -> None: ...
+    def reply(self, body: bytes, trailers: Metadata = ()) -> bool: ...
+    def fail(self, code: int, message: str, trailers: Metadata = ()) -> bool: ...
+
+
+class Answer:
+    """Answers one caller and gives its lease back. A `scheduling.request.Responder`.
+
+    Args:
+        caller: who waits.
+        lease: of the version that answers.
+        request_id: the caller's name for its request.
+        encoder: of replies.
+        clock_ns: the monotonic clock.
+        timed: the caller wants to know where its time went.
+    """
+
+    __slots__ = ("_caller", "_clock_ns", "_encoder", "_lease", "_request_id", "_timed")
+
+    def __init__(
+        self,
+        caller: Caller,
+        lease: Lease[LoadedVersion],
+        request_id: str,
+        encoder: Encoder,
+        clock_ns: Callable[[], int],
+        *,
+        timed: bool = False,
+    ) -> None:
+        self._caller = caller
+        self._lease = lease
+        self._request_id = request_id
+        self._encoder = encoder
+        self._clock_ns = clock_ns
+        self._timed = timed
+
+    @property
+    def cancelled(self) -> bool:
+        return self._caller.cancelled
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        self._caller.on_cancel(callback)
+
+    def succeed(self, outputs: Sequence[Array], request: Request) -> None:
+        version = self._lease.version
+        specs = version.signature.outputs
+        body = self._encoder.encode(
+            model_name=version.model,
+            model_version=str(version.number),
+            request_id=self._request_id,
+            outputs=[
+                (specs[index].name, specs[index].dtype, array)
+                for index, array in zip(request.outputs, outputs, strict=True)
+            ],
+        )
+        request.timeline.encoded_ns = self._clock_ns()
+        # False would say that the caller has left, and that nobody is left to tell.
+        self._caller.reply(body, timing.trailer(request.timeline, version) if self._timed else ())
+        self._lease.release()
+
+    def fail(self, error: Exception) -> None:
+        self._caller.fail(*status.of(error))
+        self._lease.release()
