@@ -1,7 +1,7 @@
 """The command `forwardpass-server`: settings, logs, signals, and one server's life.
 
-Exit status: 0 after a clean stop, 1 when it could not start or stop cleanly, 2 for a flag that does not exist, 128 + n
-when a second signal n ended it at once.
+Exit status: 0 after a stop that lost no call, 1 when it could not start or lost one, 2 for a flag that does not exist,
+128 + n when a second signal n ended it at once.
 """
 
 import logging
@@ -58,7 +58,13 @@ def _run(settings: config.ServerConfig) -> int:
     except BaseException:
         server.stop()
         raise
-    return 0 if server.stop() else 1
+    stopped = server.stop()
+    status = 1 if stopped.calls_lost else 0
+    if stopped.threads_left:
+        # A thread inside ONNX Runtime would still run while the interpreter takes ONNX Runtime's globals apart.
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -45,8 +46,8 @@ log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 
-UNLOAD_S = 10.0
-"""How long versions may take to be freed once no call is left, in seconds."""
+UNLOAD_S = 5.0
+"""How long versions may take to be freed, and a load to be given up, once no call is left, in seconds."""
 
 
 class News(Enum):
@@ -55,6 +56,24 @@ class News(Enum):
     MODELS_CHANGED = "models changed"
     STOP_ASKED = "stop asked"
     LOOP_ENDED = "loop ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """How a stop went.
+
+    Args:
+        calls_lost: admitted calls that outlived the grace and were cancelled.
+        threads_left: a load, or a run, did not come to its end; leave the process without waiting for it.
+    """
+
+    calls_lost: int = 0
+    threads_left: bool = False
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost and nothing is left."""
+        return not self.calls_lost and not self.threads_left
 
 
 class Server:
@@ -148,21 +167,17 @@ class Server:
         """Let `start` or `wait` return. Any thread, and signal handlers."""
         self._news.put(News.STOP_ASKED)
 
-    def stop(self) -> bool:
-        """Stop in order, and lose no call: not ready, drain, refuse, finish, end the threads, free the models.
-
-        Returns:
-            False when something did not end in time, a call included; the log says what.
-        """
+    def stop(self) -> Stopped:
+        """Stop in order, and lose no call: not ready, drain, refuse, finish, end the threads, free the models."""
         began = time.monotonic()
-        clean = True
+        calls_lost = 0
         self._metrics.set_draining(True)
         if self.port is not None:
             event(log, logging.INFO, "stopping", drain_s=self._config.drain_s, grace_s=self._config.grace_s)
             self._on_loop(self._health.leave)
             report = self._transport.stop(drain_s=self._config.drain_s, grace_s=self._config.grace_s)
             self._loop.join()
-            clean = report.cancelled == 0
+            calls_lost = report.cancelled
             event(
                 log,
                 logging.INFO,
@@ -172,12 +187,18 @@ class Server:
                 refused=report.refused,
                 connections=report.connections,
             )
-        clean = self._models.stop(UNLOAD_S) and clean
+        stopped = Stopped(calls_lost=calls_lost, threads_left=not self._models.stop(UNLOAD_S))
         if self._page is not None:
             self._page.stop()
-        seconds = round(time.monotonic() - began, 3)
-        event(log, logging.INFO if clean else logging.ERROR, "stopped", clean=clean, seconds=seconds)
-        return clean
+        event(
+            log,
+            logging.INFO if stopped.clean else logging.WARNING,
+            "stopped",
+            calls_lost=stopped.calls_lost,
+            threads_left=stopped.threads_left,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        return stopped
 
     def _hear(self) -> None:
         match self._news.get():

@@ -52,7 +52,7 @@ def start() -> Iterator[Start]:
 
     yield begin
     for server in started:
-        assert server.stop()
+        assert server.stop().clean
 
 
 def infer(server: Server, model: str) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_a_stopped_server_leaves_the_other_serving(start: Start, tmp_path: Path)
     goes = Server(config(tmp_path / "b"))
     assert goes.start()
     infer(goes, "m")
-    assert goes.stop()
+    assert goes.stop().clean
     np.testing.assert_array_equal(infer(stays, "m"), 2 * X)
 
 
@@ -96,11 +96,11 @@ def test_a_stopped_server_leaves_no_thread_and_no_port(tmp_path: Path) -> None:
     infer(server, "m")
     port = server.port
     assert port is not None
-    assert server.stop()
+    assert server.stop().clean
     assert set(threading.enumerate()) == before
     again = Server(config(tmp_path / "a", grpc_port=port))
     assert again.start()
-    assert again.stop()
+    assert again.stop().clean
 
 
 def test_wait_returns_when_somebody_asks_to_stop(start: Start, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_stop_asked_for_before_the_start_ends_it(tmp_path: Path) -> None:
     server.ask_to_stop()
     assert not server.start()
     assert server.port is None
-    assert server.stop()
+    assert server.stop().clean
 
 
 def test_a_failed_start_can_be_cleaned_up(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_failed_start_can_be_cleaned_up(tmp_path: Path) -> None:
     (tmp_path / "a").rmdir()
     with pytest.raises(StartFailed, match="--model-repository"):
         server.start()
-    assert server.stop()
+    assert server.stop().clean
 
 
 def test_no_metrics_page_where_none_is_wanted(start: Start, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ those who subscribed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from forwardpass_server.lifecycle.observer import LifecycleObserver
 from forwardpass_server.lifecycle.registry import Table, VersionStatus
 from forwardpass_server.lifecycle.states import State, step
 from forwardpass_server.lifecycle.versions import Current
+from forwardpass_server.logs import event
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -79,13 +83,14 @@ class Ledger:
         """
         record.state, record.reason = step(record.state, state), reason
         record.wanted = state not in (State.DRAINING, State.UNLOADED)
+        event(log, logging.DEBUG, "version state", model=record.model, version=record.number, state=state.value)
         self.publish()
         self._tell(record)
 
     def serve(
         self, record: Record, leases: Leases[LoadedVersion], stamp: object, seconds: float
     ) -> Leases[LoadedVersion] | None:
-        """Let a version serve that took so long to load; returns the leases it replaces, which no table names any more."""
+        """Let a version serve, loaded in so many seconds; returns the leases it replaces, which no table names any more."""
         replaced, record.serving = record.serving, leases
         record.serving_stamp, record.failed_stamp = stamp, None
         if replaced is None:

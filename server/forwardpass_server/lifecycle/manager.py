@@ -188,7 +188,8 @@ class ModelManager:
         """Withdraw every version, wait for its leases, free it, end the thread. A load is given up at its next stage.
 
         Returns:
-            False when a lease or a load did not end within `timeout_s` seconds; the process may end without them.
+            False when the thread did not end within `timeout_s` seconds: a load has no next stage yet, or a lease is
+            still held. Leave the process then without waiting for it.
         """
         self._give_up_at = self._clock() + timeout_s
         self._wake.set()
