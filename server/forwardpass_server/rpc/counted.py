@@ -1,7 +1,7 @@
 """Every call counted, by method and status: a thin coat over a call that tells the metrics how it ended.
 
 An answer is counted before it leaves, so that a caller who has it finds itself counted; one that the caller no longer
-waits for is counted as CANCELLED, which is what became of it.
+waits for is counted as what became of it, CANCELLED or DEADLINE_EXCEEDED.
 """
 
 import time
@@ -100,8 +100,10 @@ class CountedCall:
         return self._call.fail(code, message, trailers)
 
     def _count(self, code: str) -> None:
-        took_ns = time.monotonic_ns() - self.received_ns
-        self._account.handled("CANCELLED" if self._call.cancelled else code, took_ns)
+        now_ns = time.monotonic_ns()
+        if self._call.cancelled:
+            code = "DEADLINE_EXCEEDED" if now_ns * 1e-9 >= self.deadline else "CANCELLED"
+        self._account.handled(code, now_ns - self.received_ns)
 
 
 class CountedStream:
@@ -181,13 +183,18 @@ class CountedHandler:
         try:
             self._handler.on_message(body)
         except Exception as error:  # noqa: BLE001 - the edge: status.of logs what is ours
-            self._call.fail(*status.of(error))
+            self._failed(error)
 
     def on_half_close(self) -> None:
         try:
             self._handler.on_half_close()
         except Exception as error:  # noqa: BLE001 - likewise
-            self._call.fail(*status.of(error))
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """End the stream with the error's status; for the handler that is as if the caller had left."""
+        self._call.fail(*status.of(error))
+        self._handler.on_cancel()
 
     def on_cancel(self) -> None:
         self._call.ended("CANCELLED")
