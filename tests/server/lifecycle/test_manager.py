@@ -46,7 +46,9 @@ class Loads:
             raise error
         for stage in STAGES[2:]:
             enter(stage)
-        scheduler = Scheduler(folder.model, [lambda inputs, outputs: []], SIGNATURE, limits=Limits())
+        scheduler = Scheduler(
+            folder.model, [lambda _inputs, _outputs, _termination=None: []], SIGNATURE, limits=Limits()
+        )
         version = LoadedVersion(
             model=folder.model,
             number=folder.version,
@@ -252,16 +254,23 @@ def test_an_exception_that_nobody_foresaw_fails_the_version_and_not_the_thread(
     it.until_state("other", 1, State.READY)
 
 
+def configure(folder: Path, text: str) -> None:
+    """Put a config.pbtxt there, whole at once."""
+    beside = folder / ".config.pbtxt"
+    beside.write_text(text)
+    beside.rename(folder / "config.pbtxt")
+
+
 def test_a_bad_configuration_fails_every_version_by_its_reason_and_leaves_what_serves(managed: Any, repo: Any) -> None:
     repo.published()
     it = managed().start()
-    (repo.root / "m/config.pbtxt").write_text("runtime: 'other.so'")
+    configure(repo.root / "m", "runtime: 'other.so'")
     it.until(lambda: "runtime" in it.reason("m", 1))
     assert it.leased("m") == 1
     repo.published()
     it.until_state("m", 2, State.FAILED)
     assert "runtime" in it.reason("m", 2)
-    (repo.root / "m/config.pbtxt").write_text("max_batch_size: 8")
+    configure(repo.root / "m", "max_batch_size: 8")
     it.until_state("m", 2, State.READY)
     assert it.manager.version("m", "").settings.max_batch_size == 8
 

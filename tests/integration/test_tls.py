@@ -1,0 +1,93 @@
+"""TLS and mTLS by the server's own flags."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from forwardpass_proto import grpc_service_pb2 as pb
+
+
+class Authority:
+    """Signs certificates that are good for a day."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        self.certificate = self._write("ca.pem", self._signed(self._name, self._key.public_key(), authority=True))
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """Certificate and key files of `name`, good for localhost too."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._write(f"{name}.pem", self._signed(subject, key.public_key(), authority=False))
+        key_file = self._folder / f"{name}.key"
+        key_file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return certificate, key_file
+
+    def _signed(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, authority: bool) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(hours=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=1))
+        builder = builder.add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+    def _write(self, name: str, certificate: x509.Certificate) -> Path:
+        path = self._folder / name
+        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        return path
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def live(port: int, credentials: grpc.ChannelCredentials) -> bool:
+    with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        return pb.ServerLiveResponse.FromString(call(b"", timeout=20)).live
+
+
+def test_tls_and_mtls_by_flags(serve: Any, authority: Authority, publish: Any) -> None:
+    publish("scale", 2.0)
+    certificate, key = authority.issue("server")
+    client_certificate, client_key = authority.issue("client")
+    flags = (f"--tls-cert={certificate}", f"--tls-key={key}")
+    trusting = grpc.ssl_channel_credentials(authority.certificate.read_bytes())
+    known = grpc.ssl_channel_credentials(
+        authority.certificate.read_bytes(), client_key.read_bytes(), client_certificate.read_bytes()
+    )
+    with serve(*flags) as server:
+        port = int(server.wait_for("serving")["address"].rpartition(":")[2])
+        assert live(port, trusting)
+        server.terminate()
+        assert server.wait() == 0
+    with serve(*flags, f"--tls-client-ca={authority.certificate}") as server:
+        port = int(server.wait_for("serving")["address"].rpartition(":")[2])
+        assert live(port, known)
+        with pytest.raises(grpc.RpcError) as caught:
+            live(port, trusting)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_key_of_another_certificate_ends_the_start_and_is_named(serve: Any, authority: Authority) -> None:
+    certificate, _ = authority.issue("server")
+    _, other_key = authority.issue("other")
+    with serve(f"--tls-cert={certificate}", f"--tls-key={other_key}") as server:
+        assert "other.key" in server.wait_for("cannot start")["reason"]
+        assert server.wait() == 1
