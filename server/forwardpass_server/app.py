@@ -4,6 +4,7 @@
     loop                   every call and byte; and the models that cost less than a thread's wake-up
     <model>/<version>-<n>  one per model instance: take, stack, run, split, encode, reply
     repository             looks for versions; loads, swaps, drains
+    watchdog               ends runs that last longer than any run may
     metrics-page           the Prometheus page
 
 Importing this does nothing, and two servers live in one process if each has its ports.
@@ -36,6 +37,7 @@ from forwardpass_server.rpc.counted import counted, counted_stream
 from forwardpass_server.runtime import child, control_flow, providers
 from forwardpass_server.runtime.session import Session, SessionOptions
 from forwardpass_server.scheduling.executor import InlineLoop
+from forwardpass_server.scheduling.watchdog import Watchdog
 from forwardpass_server.tensors.signature import Signature
 from forwardpass_server.transport import credentials, sockets
 from forwardpass_server.transport.completion_queue import CompletionQueueServer, unknown_method
@@ -94,7 +96,8 @@ class Server:
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._plan = providers.resolve(config.device)
         inline = InlineLoop()
-        load = Loader(_rules(config), OnnxRuntime(self._plan, config), inline)
+        self._watchdog = None if config.max_run_s is None else Watchdog(config.max_run_s)
+        load = Loader(_rules(config), OnnxRuntime(self._plan, config), inline, self._watchdog)
         self._models = ModelManager(_watch(config), load, strict_readiness=config.strict_readiness)
         built = services.build(self._models, server_version=__version__, enable_reflection=config.enable_reflection)
         self._health = built.health
@@ -142,6 +145,8 @@ class Server:
         self._check_port_free()
         if self._page is not None:
             event(log, logging.INFO, "metrics page", address=f"http://{self._config.host}:{self._page.start()}/metrics")
+        if self._watchdog is not None:
+            self._watchdog.start()
         self._models.start()
         while not self._models.complete and not self._stop_asked:
             self._hear()
@@ -188,6 +193,8 @@ class Server:
                 connections=report.connections,
             )
         stopped = Stopped(calls_lost=calls_lost, threads_left=not self._models.stop(UNLOAD_S))
+        if self._watchdog is not None:
+            self._watchdog.stop()
         if self._page is not None:
             self._page.stop()
         event(

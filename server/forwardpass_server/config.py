@@ -117,6 +117,11 @@ class ServerConfig:
     ] = None
     max_connections: Annotated[int | None, About("connections at a time; none: no limit", low=1)] = None
 
+    enable_shared_memory: Annotated[
+        bool,
+        About("let clients of this machine and user pass tensors in POSIX shared memory; every client may use a region"),
+    ] = False
+
     max_message_mib: Annotated[
         float, About("MiB of one message, received or sent", low=0.001, high=2047, opens="Limits")
     ] = 64.0
@@ -129,6 +134,11 @@ class ServerConfig:
     max_queue_mib: Annotated[
         float, About("MiB of tensors that may wait for one version; likewise", low=0.001, high=2**20)
     ] = 256.0
+
+    max_run_s: Annotated[
+        float | None,
+        About("seconds that one run of a model may take before it is ended, and its requests fail; none: any", low=0.1),
+    ] = 60.0
 
     drain_s: Annotated[
         float,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,10 @@ HONOURED = (
     r"instance_group\[\d+\](\.count)?",
     r"dynamic_batching|dynamic_batching\.max_queue_delay_microseconds",
     r"dynamic_batching\.default_queue_policy(\.max_queue_size)?",
+    r"dynamic_batching\.(priority_levels|default_priority_level)",
+    r"parameters\[(slo_p99_ms|refuse_nonfinite|allow_batch_dependent_answers)\]",
 )
-"""Obeyed."""
+"""Obeyed. The `parameters` are our own; Triton gives every backend that map for such."""
 
 HINTS = (
     r"optimization(\..*)?",  # execution accelerators, graph level, pinned memory: how fast, never what
@@ -49,7 +52,7 @@ HINTS = (
     r"input\[\d+\]\.format",  # NHWC or NCHW: a name for the dims, which are checked themselves
     r"output\[\d+\]\.label_filename",  # read when a request asks for classification
     r"model_warmup(\[\d+\])?(\..*)?",  # every batch size is warmed in any case
-    r"parameters(\[.*)?",  # of the backend: threads, arenas
+    r"parameters(\[.*)?",  # of other backends: threads, arenas
     r"response_cache\.enable|response_cache",
     r"metric_tags(\[.*)?|model_metrics(\..*)?",
     r"model_transaction_policy",  # empty, or with decoupled: false, which is how we are
@@ -79,6 +82,11 @@ class ModelSettings:
         instances: sessions' worth of threads that run it.
         max_queue_delay_s: how long a batch may wait for mates, in seconds.
         max_queue_requests: requests that may wait; None: as the server's setting says.
+        priorities: levels that a request may ask for, 1 the first; 0: all are alike.
+        default_priority: of requests that ask for none.
+        max_latency_s: the deadline of requests that bring none, or a later one, in seconds from their arrival.
+        refuse_nonfinite: answer no NaN and no infinity; such a request fails.
+        allow_batch_dependent_answers: let requests share a run although the answer to one depends on the others.
         hints: fields that are accepted and not used.
         message: the configuration as written; None when there was none.
     """
@@ -89,6 +97,11 @@ class ModelSettings:
     instances: int = 1
     max_queue_delay_s: float = 0.0
     max_queue_requests: int | None = None
+    priorities: int = 0
+    default_priority: int = 0
+    max_latency_s: float = math.inf
+    refuse_nonfinite: bool = False
+    allow_batch_dependent_answers: bool = False
     hints: tuple[str, ...] = ()
     message: pb.ModelConfig | None = None
 
@@ -131,6 +144,10 @@ def parse(text: str, *, model: str) -> ModelSettings:
         instances=sum(_not_negative(each.count, "instance_group.count") or 1 for each in group) or 1,
         max_queue_delay_s=message.dynamic_batching.max_queue_delay_microseconds * 1e-6,
         max_queue_requests=message.dynamic_batching.default_queue_policy.max_queue_size or None,
+        **_priorities(message.dynamic_batching),
+        max_latency_s=_milliseconds(message, "slo_p99_ms") * 1e-3,
+        refuse_nonfinite=_switch(message, "refuse_nonfinite"),
+        allow_batch_dependent_answers=_switch(message, "allow_batch_dependent_answers"),
         hints=tuple(path for path in paths if not _HONOURED.fullmatch(path)),
         message=message,
     )
@@ -286,3 +303,35 @@ def _not_negative(number: int, path: str) -> int:
     if number < 0:
         raise UnsupportedConfig(f"config.pbtxt: {path} is {number}; it must not be negative")
     return number
+
+
+def _priorities(batching: pb.ModelDynamicBatching) -> dict[str, int]:
+    levels, default = batching.priority_levels, batching.default_priority_level
+    if bool(levels) != bool(default) or default > levels:
+        raise UnsupportedConfig(
+            f"config.pbtxt: dynamic_batching.default_priority_level is {default} with priority_levels {levels}; it "
+            "must be one of them"
+        )
+    return {"priorities": levels, "default_priority": default}
+
+
+def _milliseconds(message: pb.ModelConfig, key: str) -> float:
+    """The parameter `key`, a number above 0; infinity when it is not there."""
+    if key not in message.parameters:
+        return math.inf
+    text = message.parameters[key].string_value
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UnsupportedConfig(f"config.pbtxt: parameters[{key}] is {text!r}; it must be a number above 0")
+    return number
+
+
+def _switch(message: pb.ModelConfig, key: str) -> bool:
+    """The parameter `key`, "true" or "false"; False when it is not there."""
+    text = message.parameters[key].string_value if key in message.parameters else "false"
+    if text not in ("true", "false"):
+        raise UnsupportedConfig(f"config.pbtxt: parameters[{key}] is {text!r}; it must be 'true' or 'false'")
+    return text == "true"

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
-from forwardpass_server.lifecycle import config_pbtxt, prove, verify
+from forwardpass_server.lifecycle import config_pbtxt, labels, prove, verify
 from forwardpass_server.lifecycle.config_pbtxt import ModelSettings
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.repository import MANIFEST_FILE, VersionFolder
@@ -25,13 +25,21 @@ from forwardpass_server.lifecycle.states import State
 from forwardpass_server.lifecycle.verify import PrivateCopy
 from forwardpass_server.logs import event
 from forwardpass_server.runtime.warmup import buckets, may_run_inline, probe_batching, warm
+from forwardpass_server.scheduling.batch import one_shape
 from forwardpass_server.scheduling.cost import CostCurve
 from forwardpass_server.scheduling.executor import InlineLoop
 from forwardpass_server.scheduling.policy import Limits
+from forwardpass_server.scheduling.runner import Run
 from forwardpass_server.scheduling.scheduler import Scheduler
+from forwardpass_server.scheduling.termination import Termination
+from forwardpass_server.scheduling.watchdog import Watchdog
 from forwardpass_server.tensors.signature import Signature
 
 log = logging.getLogger(__name__)
+
+CERTAIN = 0.5
+"""A deadline nearer than this share of the smallest run's measured time cannot be met; between that and the time itself
+it is tried, should the measurement have been disturbed."""
 
 
 class Session(Protocol):
@@ -40,8 +48,10 @@ class Session(Protocol):
     provider: str
     metadata: dict[str, str]
 
-    def run(self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int]) -> list[np.ndarray]:
-        """Inputs in the signature's order → the outputs at those indices."""
+    def run(
+        self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int], termination: Termination | None = None
+    ) -> list[np.ndarray]:
+        """Inputs in the signature's order → the outputs at those indices; `termination` ends this run."""
 
     def close(self) -> None:
         """Free it."""
@@ -90,12 +100,16 @@ class Loader:
         rules: what holds for all of them.
         runtime: where they run.
         inline: of the transport's loop, for models that cost less than a thread's wake-up.
+        watchdog: ends runs that last too long; None lets them.
     """
 
-    def __init__(self, rules: LoadRules, runtime: Runtime, inline: InlineLoop) -> None:
+    def __init__(
+        self, rules: LoadRules, runtime: Runtime, inline: InlineLoop, watchdog: Watchdog | None = None
+    ) -> None:
         self._rules = rules
         self._runtime = runtime
         self._inline = inline
+        self._watchdog = watchdog
 
     def __call__(self, folder: VersionFolder, settings: ModelSettings, enter: Callable[[State], None]) -> LoadedVersion:
         """Load one version; `enter` is called as each stage begins.
@@ -135,19 +149,22 @@ class Loader:
             with _blaming_the_model():
                 enter(State.WARMING)
                 example = golden[0].inputs if golden else None
-                alone_because = probe_batching(_Run(run), signature, example=example)
+                alone_because = probe_batching(run, signature, example=example)
                 signature, merges = _batching(settings, signature, alone_because)
                 sizes = buckets(signature.max_batch_size)
-                cost = warm(_Run(run), signature, sizes, example=example)
+                cost = warm(run, signature, sizes, example=example)
                 enter(State.PROVING)
                 proof_runs = prove.prove(run, signature, golden, sizes if merges else ())
-            inline = self._may_run_inline(copy, settings, cost)
+            steady = not self._runtime.has_control_flow(copy.model)
+            inline = self._may_run_inline(settings, cost, steady=steady)
             self._log(folder, alone_because, cost, inline=inline, proof_runs=proof_runs)
             return LoadedVersion(
                 model=folder.model,
                 number=folder.version,
                 signature=signature,
-                scheduler=self._scheduler(folder, settings, run, signature, cost, inline=inline, merges=merges),
+                scheduler=self._scheduler(
+                    folder, settings, run, signature, cost, inline=inline, merges=merges, steady=steady
+                ),
                 settings=settings,
                 provider=session.provider,
                 proved=bool(golden),
@@ -156,9 +173,13 @@ class Loader:
                     **session.metadata,
                     "forwardpass.provider": session.provider,
                     "forwardpass.proved": "true" if golden else "false",
+                    "forwardpass.batched": "true" if merges else f"false: {_why_alone(signature, alone_because)}",
                     "forwardpass.sha256": copy.sha256,
                 },
                 release_session=session.close,
+                labels=labels.read(
+                    folder.path.parent, self._rules.root, settings.message, session.metadata, signature
+                ),
             )
         except BaseException:
             session.close()
@@ -168,18 +189,23 @@ class Loader:
         self,
         folder: VersionFolder,
         settings: ModelSettings,
-        run: prove.Run,
+        run: Run,
         signature: Signature,
         cost: CostCurve,
         *,
         inline: bool,
         merges: bool,
+        steady: bool,
     ) -> Scheduler:
         limits = Limits(
-            max_rows=signature.max_batch_size if merges else 0,
+            max_rows=cost.useful_rows(signature.max_batch_size) if merges else 0,
             max_requests=settings.max_queue_requests or self._rules.max_requests,
             max_bytes=self._rules.max_queue_bytes,
             max_delay_s=settings.max_queue_delay_s if merges else 0.0,
+            max_latency_s=settings.max_latency_s,
+            shortest_run_s=_shortest_run_s(signature, cost) if steady else 0.0,
+            priorities=settings.priorities,
+            default_priority=settings.default_priority,
         )
         return Scheduler(
             f"{folder.model}/{folder.version}",
@@ -188,12 +214,14 @@ class Loader:
             limits=limits,
             cost=cost,
             inline=self._inline if inline else None,
+            finite=settings.refuse_nonfinite,
+            watchdog=self._watchdog,
         )
 
-    def _may_run_inline(self, copy: PrivateCopy, settings: ModelSettings, cost: CostCurve) -> bool:
+    def _may_run_inline(self, settings: ModelSettings, cost: CostCurve, *, steady: bool) -> bool:
         if settings.instances > 1 or settings.max_queue_delay_s > 0:
             return False
-        return may_run_inline(cost, control_flow=self._runtime.has_control_flow(copy.model))
+        return may_run_inline(cost, control_flow=not steady)
 
     def _log(
         self, folder: VersionFolder, alone_because: str | None, cost: CostCurve, *, inline: bool, proof_runs: int
@@ -213,33 +241,43 @@ class Loader:
         )
 
 
-class _Run:
-    """A `run` where an object that has one is wanted."""
-
-    def __init__(self, run: prove.Run) -> None:
-        self.run = run
-
-
-def _chosen_outputs(session: Session, graph: Signature, signature: Signature) -> prove.Run:
+def _chosen_outputs(session: Session, graph: Signature, signature: Signature) -> Run:
     """`session.run` for the outputs that are served, where config.pbtxt leaves some out."""
     if len(graph.outputs) == len(signature.outputs):
         return session.run
     number = {spec.name: index for index, spec in enumerate(graph.outputs)}
     of_graph = [number[spec.name] for spec in signature.outputs]
-    return lambda inputs, outputs: session.run(inputs, [of_graph[index] for index in outputs])
+
+    def run(
+        inputs: Sequence[np.ndarray | None], outputs: Sequence[int], termination: Termination | None = None
+    ) -> list[np.ndarray]:
+        return session.run(inputs, [of_graph[index] for index in outputs], termination)
+
+    return run
+
+
+def _shortest_run_s(signature: Signature, cost: CostCurve) -> float:
+    """What no run can beat, in seconds: the measured time of the smallest; 0 where shapes, and so times, differ."""
+    return cost.points[0].p50_s * CERTAIN if cost.points and one_shape(signature) else 0.0
 
 
 def _batching(settings: ModelSettings, signature: Signature, alone_because: str | None) -> tuple[Signature, bool]:
     """The signature with its batch size settled, and whether requests may share a run.
 
     A configured `max_batch_size` says how requests are shaped, and is kept; but where the trial showed that rows
-    influence each other, each request still runs alone.
+    influence each other, each request still runs alone, unless the configuration allows that as well.
     """
+    if settings.allow_batch_dependent_answers:
+        alone_because = None
     if settings.max_batch_size is None and alone_because is not None:
         return dataclasses.replace(signature, max_batch_size=0), False
     if settings.max_batch_size is not None:
         signature = dataclasses.replace(signature, max_batch_size=settings.max_batch_size)
     return signature, signature.max_batch_size > 1 and alone_because is None
+
+
+def _why_alone(signature: Signature, alone_because: str | None) -> str:
+    return alone_because or f"max_batch_size is {signature.max_batch_size}"
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from forwardpass_server.tensors import dtypes
 from forwardpass_server.tensors.signature import Signature, TensorSpec
 
 Arrays = list[np.ndarray | None]
-Run = Callable[[Sequence[np.ndarray | None], Sequence[int]], list[np.ndarray]]
+Run = Callable[[Sequence[np.ndarray | None], Sequence[int]], Sequence[np.ndarray]]
 """`runtime.session.Session.run`: inputs in the signature's order, indices of outputs → those outputs."""
 
 

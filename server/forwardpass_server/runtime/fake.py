@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forwardpass_server.errors import RunFailed
+from forwardpass_server.scheduling.termination import Termination
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class FakeRun:
 
 
 class FakeSession:
-    """Has the same `run`, `terminate` and `close` as `Session`; remembers every run.
+    """Has the same `run` and `close` as `Session`; remembers every run.
 
     Args:
         compute: all outputs from the inputs; by default one output, twice the first input.
@@ -44,11 +45,12 @@ class FakeSession:
         self._compute = compute or _double
         self._poison = poison
         self._error = error or RunFailed("poisoned")
-        self._open = threading.Event()
-        self._open.set()
+        self._held = False
         self._changed = threading.Condition()
 
-    def run(self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int]) -> list[np.ndarray]:
+    def run(
+        self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int], termination: Termination | None = None
+    ) -> list[np.ndarray]:
         """Record the run, wait while held, and compute or fail as programmed."""
         present = [array for array in inputs if array is not None]
         rows = present[0].shape[0] if present and present[0].ndim else 1
@@ -57,7 +59,13 @@ class FakeSession:
         with self._changed:
             self.runs.append(FakeRun(rows, seen, tuple(outputs), threading.current_thread().name))
             self._changed.notify_all()
-        self._open.wait()
+        terminated = threading.Event()
+        if termination is not None:
+            termination.arm(lambda: self._wake(terminated))
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or terminated.is_set())
+        if terminated.is_set():
+            raise RunFailed("terminated")
         if self.closed:
             raise RunFailed("the session was closed")
         if self.fail_next:
@@ -69,25 +77,27 @@ class FakeSession:
 
     def hold(self) -> None:
         """Let runs begin but not end."""
-        self._open.clear()
+        self._held = True
 
     def release(self) -> None:
         """Let held and further runs end."""
-        self._open.set()
+        with self._changed:
+            self._held = False
+            self._changed.notify_all()
 
     def wait_runs(self, count: int, timeout_s: float = 10.0) -> bool:
         """Block until so many runs have begun; False when that took longer than `timeout_s` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self.runs) >= count, timeout_s)
 
-    def terminate(self) -> None:
-        """End held runs with an error, and refuse further ones."""
-        self.closed = True
-        self._open.set()
-
     def close(self) -> None:
         """As `Session.close`."""
         self.closed = True
+
+    def _wake(self, terminated: threading.Event) -> None:
+        terminated.set()
+        with self._changed:
+            self._changed.notify_all()
 
 
 def _double(inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:

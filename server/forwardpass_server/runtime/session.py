@@ -22,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
 from forwardpass_server.runtime import providers
 from forwardpass_server.runtime.providers import Plan
+from forwardpass_server.scheduling.termination import Termination
 from forwardpass_server.tensors.dtypes import BF16
 from forwardpass_server.tensors.signature import Signature
 
@@ -95,17 +96,18 @@ class Session:
         self._bf16 = frozenset(index for index, spec in enumerate(signature.inputs) if spec.dtype is BF16)
         self._by_value = any(spec.dtype is BF16 for spec in (*signature.inputs, *signature.outputs))
         self._names_of: dict[tuple[int, ...], list[str]] = {}
-        self._options = ort.RunOptions()
-        self._options.log_severity_level = _FATAL_ONLY
-        self._terminated = False
+        self._options = _run_options()
 
-    def run(self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int]) -> list[np.ndarray]:
+    def run(
+        self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int], termination: Termination | None = None
+    ) -> list[np.ndarray]:
         """Run the model. The GIL is released while it runs.
 
         Args:
             inputs: one array per input of the signature, with its dtype (BF16 as uint16 bit patterns, BYTES as objects
                 of type `str`); None for an optional input. Not written to.
             outputs: indices of the outputs wanted.
+            termination: ends this run at its next node, which then raises RunFailed.
 
         Returns:
             The outputs in that order, in memory that nothing else uses.
@@ -120,32 +122,27 @@ class Session:
             if array is not None:
                 # A view into a message lies at any address, and kernels compiled for aligned floats may crash on it.
                 feed[name] = array if array.flags.aligned else array.copy()
-        if self._terminated:
+        options = self._options if termination is None else _terminable(termination)
+        if self._handle is None:
             raise RunFailed("the session was closed")
         try:
             if self._by_value:
-                return self._run_values(feed, names)
-            return self._handle.run(names, feed, self._options)  # type: ignore[no-any-return]
+                return self._run_values(feed, names, options)
+            return self._handle.run(names, feed, options)  # type: ignore[no-any-return]
         except ort_errors.InvalidArgument as error:
             raise InvalidRequest(f"the model cannot compute with these values: {_reason(error)}") from error
         except Exception as error:
             raise RunFailed(_one_line(error)) from error
 
-    def terminate(self) -> None:
-        """End every run in progress at its next node, and refuse further ones. Any thread."""
-        self._terminated = True
-        self._options.terminate = True
-
     def close(self) -> None:
         """Let go of the model and its device memory. No run may be in progress; `run` fails afterwards."""
-        self._terminated = True
         self._handle = None
 
     def _names(self, outputs: Sequence[int]) -> list[str]:
         names = self._names_of[tuple(outputs)] = [self._outputs[index] for index in outputs]
         return names
 
-    def _run_values(self, feed: dict[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
+    def _run_values(self, feed: dict[str, np.ndarray], names: list[str], options: ort.RunOptions) -> list[np.ndarray]:
         """The same by OrtValues, which alone can carry BF16: numpy has no such type."""
         bf16 = {self._inputs[index] for index in self._bf16}
         values = {}
@@ -157,7 +154,24 @@ class Session:
                 else ort.OrtValue.ortvalue_from_numpy(array)
             )
             values[name] = wrapped._get_c_value()
-        return [_to_numpy(value) for value in self._handle.run_with_ort_values(values, names, self._options)]
+        return [_to_numpy(value) for value in self._handle.run_with_ort_values(values, names, options)]
+
+
+def _run_options() -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    return options
+
+
+def _terminable(termination: Termination) -> ort.RunOptions:
+    """Options of one run alone, with `termination` armed to end it. 3 µs, so only runs that need it get theirs."""
+    options = _run_options()
+
+    def end() -> None:
+        options.terminate = True
+
+    termination.arm(end)
+    return options
 
 
 def _to_numpy(value: Any) -> np.ndarray:

@@ -6,7 +6,7 @@ The figures come from made-up inputs, or from real ones where the version brough
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -32,10 +32,8 @@ PROBE_ROWS = 5
 Inputs: TypeAlias = Sequence[np.ndarray | None]
 
 
-class Runs(Protocol):
-    """What can be warmed: a `Session`, or its fake."""
-
-    def run(self, inputs: Inputs, outputs: Sequence[int]) -> list[np.ndarray]: ...
+Run: TypeAlias = Callable[[Inputs, Sequence[int]], Sequence[np.ndarray]]
+"""What can be warmed: the `run` of a session."""
 
 
 def buckets(max_rows: int) -> tuple[int, ...]:
@@ -47,7 +45,7 @@ def buckets(max_rows: int) -> tuple[int, ...]:
 
 
 def warm(
-    session: Runs,
+    run: Run,
     signature: Signature,
     sizes: Sequence[int],
     *,
@@ -58,7 +56,7 @@ def warm(
     """Run every batch size, and time it. Blocks for up to 30 ms a size, or one run of it if that is longer.
 
     Args:
-        session: what will serve.
+        run: of the session that will serve.
         signature: its signature.
         sizes: rows, ascending; see `buckets`.
         example: one real request (inputs in the signature's order), repeated to the size of each batch; made-up values
@@ -79,7 +77,7 @@ def warm(
     for rows in sizes:
         inputs = make_inputs(signature, rows, rng) if example is None else repeat(example, signature, rows)
         try:
-            points.append(_time(partial(session.run, inputs, wanted), rows, clock_ns))
+            points.append(_time(partial(run, inputs, wanted), rows, clock_ns))
         except ForwardpassError:
             if points or example is not None:
                 raise
@@ -93,11 +91,11 @@ def may_run_inline(curve: CostCurve, *, control_flow: bool) -> bool:
     return bool(curve.points) and curve.points[-1].p99_s < INLINE_P99_S and not control_flow
 
 
-def probe_batching(session: Runs, signature: Signature, *, example: Inputs | None = None, seed: int = 0) -> str | None:
+def probe_batching(run: Run, signature: Signature, *, example: Inputs | None = None, seed: int = 0) -> str | None:
     """Run rows alone and together, and compare: may rows of different callers share a run?
 
     Args:
-        session: what will serve.
+        run: of the session that will serve.
         signature: its signature; `max_batch_size` says that its shapes allow batches.
         example: real rows to use as they are, instead of made-up ones.
         seed: of the made-up values.
@@ -113,10 +111,9 @@ def probe_batching(session: Runs, signature: Signature, *, example: Inputs | Non
         together, rows = repeat(together, signature, 2), 2
     wanted = tuple(range(len(signature.outputs)))
     try:
-        merged = session.run(together, wanted)
+        merged = run(together, wanted)
         alone = [
-            session.run([None if array is None else array[row : row + 1] for array in together], wanted)
-            for row in range(rows)
+            run([None if array is None else array[row : row + 1] for array in together], wanted) for row in range(rows)
         ]
     except ForwardpassError as error:
         return f"the trial of rows alone and together failed: {error}"

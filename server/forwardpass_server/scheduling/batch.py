@@ -17,6 +17,7 @@ import numpy as np
 
 from forwardpass_server.errors import RunFailed
 from forwardpass_server.scheduling.request import Array, Inputs, Request
+from forwardpass_server.tensors.signature import Signature
 
 
 def merge_key(inputs: Inputs) -> Hashable:
@@ -25,6 +26,14 @@ def merge_key(inputs: Inputs) -> Hashable:
     Dtypes are not part of it: the signature fixed them.
     """
     return tuple(None if array is None else array.shape[1:] for array in inputs)
+
+
+def one_shape(signature: Signature) -> bool:
+    """Whether all requests have the same shape past their rows and give the same inputs, so that any two may merge."""
+    return all(
+        spec.ranked and not spec.optional and all(isinstance(size, int) for size in spec.shape[1:])
+        for spec in signature.inputs
+    )
 
 
 def wanted_outputs(batch: Sequence[Request]) -> tuple[int, ...]:

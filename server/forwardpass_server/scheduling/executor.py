@@ -26,15 +26,16 @@ class Executor(Protocol):
         """End once the queue is closed and empty; False when that took longer than `timeout_s` seconds."""
 
 
-def _execute(action: Action, queue: RequestQueue, runner: Runner) -> None:
+def execute(action: Action, queue: RequestQueue, runner: Runner) -> None:
     """Answer everything that was taken."""
+    ran_whole = False
     try:
         if action.dropped:
             runner.drop(action.dropped)
         if action.batch:
-            runner.run(action.batch)
+            ran_whole = runner.run(action.batch)
     finally:
-        queue.finished(len(action.batch) + len(action.dropped))
+        queue.finished(action, ran_whole=ran_whole)
 
 
 class ThreadExecutor:
@@ -71,7 +72,7 @@ class ThreadExecutor:
 
     def _work(self, runner: Runner) -> None:
         while (action := self._queue.take()) is not None:
-            _execute(action, self._queue, runner)
+            execute(action, self._queue, runner)
 
 
 class InlineLoop:
@@ -130,7 +131,7 @@ class InlineExecutor:
             return
         if self._queue.depth:
             self.arrived()
-        _execute(action, self._queue, self._runner)
+        execute(action, self._queue, self._runner)
 
     def stop(self, timeout_s: float) -> bool:
         """Wait until the loop has run what is waiting. Not on the loop thread."""

@@ -1,7 +1,7 @@
 """What stands on both sides of scheduling in a test: a caller that remembers its answer, and a clock that jumps."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
 from forwardpass_server.observe.timeline import Timeline
@@ -18,7 +18,22 @@ class FakeResponder:
         self.request: Request | None = None
         self.answers = 0
         self.thread = ""
+        self._on_cancel: list[Callable[[], None]] = []
         self._done = threading.Event()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """As `Responder.on_cancel`."""
+        if self.cancelled:
+            callback()
+        else:
+            self._on_cancel.append(callback)
+
+    def leave(self) -> None:
+        """The caller leaves, and the transport says so."""
+        self.cancelled = True
+        callbacks, self._on_cancel = self._on_cancel, []
+        for callback in callbacks:
+            callback()
 
     def succeed(self, outputs: Sequence[Array], request: Request) -> None:
         """As `Responder.succeed`."""
@@ -67,7 +82,12 @@ class FakeClock:
 
 
 def make_request(
-    inputs: Inputs, *, rows: int | None = None, outputs: tuple[int, ...] = (0,), deadline: float = inf
+    inputs: Inputs,
+    *,
+    rows: int | None = None,
+    outputs: tuple[int, ...] = (0,),
+    deadline: float = inf,
+    priority: int = 0,
 ) -> tuple[Request, FakeResponder]:
     """A request and the caller behind it; `rows` from the first input unless given."""
     arrays = [array for array in inputs if array is not None]
@@ -80,5 +100,6 @@ def make_request(
         responder=responder,
         timeline=Timeline(),
         deadline=deadline,
+        priority=priority,
     )
     return request, responder

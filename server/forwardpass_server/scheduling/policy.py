@@ -1,26 +1,33 @@
-"""Who runs next, who is dropped, who is refused: pure functions of the waiting requests and the time.
+"""Who runs next, who is dropped, who is refused: pure functions of the waiting requests, the cost of runs and the time.
 
 Work-conserving: an instance that asks gets what is waiting, at once; batches grow because the instance was busy, not
 because a timer ran. (A delay is possible, per model, and off unless its configuration asks for one.)
 
-Order is the order of arrival. `next_action` reads the waiting requests in the order the queue keeps them, so another
-order (deadline, priority) is a matter of how `RequestQueue` inserts, and nothing here changes.
+Order is priority, then the earliest deadline, then arrival. A batch grows while it raises the rows a second, while the
+earliest deadline in it still holds, and while shapes agree. What cannot finish in time is told so when it comes, not
+when it is too late: an answer after its deadline costs a run and pleases nobody.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
 from forwardpass_server.errors import DeadlineExpired, TooLarge
-from forwardpass_server.scheduling.cost import CostCurve
+from forwardpass_server.scheduling.cost import ServedCost
 from forwardpass_server.scheduling.request import Request
 
+PATIENCE_S = 30.0
+"""A request without a deadline is ordered as if it had this one after its arrival, in seconds: never starved, never
+dropped, never refused for it."""
 MAX_PASSED = 64
 """How many requests of other shapes are looked past for batch-mates of the first: bounds the work of one take."""
+WAIT_MARGIN = 1.25
+"""The expected wait is taken this many times as long when a request is admitted: a wait is a sum of runs, each of which
+may take longer, while one refused too many costs nothing as long as the queue does not run dry."""
 
 
 class QueueFull(Exception):
-    """No room now; the text is what fills the queue. `RequestQueue` turns it into `Overloaded`, with a retry time."""
+    """No room now; the text says what is full. `RequestQueue` turns it into `Overloaded`, with a retry time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +42,26 @@ class Limits:
     """Bytes of input tensors that may wait."""
     max_delay_s: float = 0.0
     """How long a batch that is not full may wait for mates, in seconds; 0 takes at once."""
+    max_latency_s: float = inf
+    """How long a request may take from its arrival, in seconds: the deadline of those with none, or a later one."""
+    shortest_run_s: float = 0.0
+    """No run is shorter, in seconds: a deadline nearer than this cannot be met. 0 where that depends on the values."""
+    priorities: int = 0
+    """Priorities go from 1, the first, to this; 0 when all are alike."""
+    default_priority: int = 0
+    """Of requests that state none, or one that does not exist."""
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_delay_s"):
+        for name in ("max_rows", "max_delay_s", "shortest_run_s", "priorities", "default_priority"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("max_requests", "max_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.max_latency_s > 0:
+            raise ValueError(f"max_latency_s is {self.max_latency_s}; it must be above 0")
+        if self.default_priority > self.priorities:
+            raise ValueError(f"default_priority is {self.default_priority}; there are {self.priorities} priorities")
 
 
 @dataclass(slots=True)
@@ -51,12 +70,14 @@ class Action:
 
     Attributes:
         batch: run these together, in this order; empty when there is nothing to run now.
-        dropped: never run these; their caller left or their deadline passed.
+        rows: of the batch.
+        dropped: never run these; their caller left or their deadline passed, or certainly will.
         passed: these stay, in this order, at the head of the queue.
         wait_s: ask again after this long; inf when only a new request can change anything. 0 when there is a batch.
     """
 
     batch: list[Request] = field(default_factory=list)
+    rows: int = 0
     dropped: list[Request] = field(default_factory=list)
     passed: list[Request] = field(default_factory=list)
     wait_s: float = 0.0
@@ -67,30 +88,54 @@ class Action:
         return len(self.batch) + len(self.dropped) + len(self.passed)
 
 
-def next_action(waiting: Iterable[Request], now: float, limits: Limits) -> Action:
-    """What an idle instance does now.
-
-    The first live request always runs next; those behind it join while they fit and their shapes agree. Joining stops
-    at the first one that does not fit, so requests of one shape are never reordered.
+def rank(request: Request, now: float, limits: Limits) -> tuple[int, float]:
+    """Where a request stands: smaller runs first, equal ones in the order of their arrival.
 
     Args:
-        waiting: the queue, head first.
+        request: the newcomer.
+        now: `time.monotonic()` seconds, its arrival.
+        limits: those of the version.
+    """
+    known = 0 < request.priority <= limits.priorities
+    return (request.priority if known else limits.default_priority, min(request.deadline, now + PATIENCE_S))
+
+
+def next_action(waiting: Sequence[Request], now: float, limits: Limits, cost: ServedCost) -> Action:
+    """What an idle instance does now.
+
+    The first request that can still be answered in time runs next; those behind it join while they fit and their
+    shapes agree. Joining stops at the first one that does not fit, so requests of one shape are never reordered.
+
+    A request that would probably, not certainly, be late is run if nobody waits behind it, and dropped otherwise: its
+    run would make the next one late as well.
+
+    Args:
+        waiting: the queue in the order of `rank`.
         now: `time.monotonic()` seconds.
         limits: those of the version.
+        cost: what its runs cost.
     """
     action = Action()
     batch, dropped, passed = action.batch, action.dropped, action.passed
     max_rows = limits.max_rows
+    shortest_s = limits.shortest_run_s
     rows = 0
     key = None
     full = False
-    for request in waiting:
-        if request.responder.cancelled or request.deadline <= now:
+    left_s = inf  # until the earliest deadline in the batch
+    longest_s = cost.seconds(max_rows)
+    for number, request in enumerate(waiting, 1):
+        own_left_s = request.deadline - now
+        if own_left_s <= shortest_s or request.responder.cancelled:
             dropped.append(request)
         elif not batch:
+            if own_left_s < longest_s and own_left_s < cost.seconds(request.rows) and number < len(waiting):
+                dropped.append(request)
+                continue
             batch.append(request)
             rows = request.rows
             key = request.merge_key
+            left_s = own_left_s
             # Nobody joins an empty request: its share of the outputs could not be told from the others'.
             if rows == 0 or rows >= max_rows:
                 full = True
@@ -101,53 +146,119 @@ def next_action(waiting: Iterable[Request], now: float, limits: Limits) -> Actio
                 full = True
                 break
         elif rows + request.rows <= max_rows:
+            left_s = min(left_s, own_left_s)
+            if left_s < longest_s and cost.seconds(rows + request.rows) > left_s:
+                full = True
+                break
             batch.append(request)
             rows += request.rows
         else:
             full = True
             break
+    action.rows = rows
     if not batch:
         action.wait_s = inf
     elif limits.max_delay_s and not full and rows < max_rows:
         due = min(request.timeline.queued_ns for request in batch) * 1e-9 + limits.max_delay_s
-        # No delay is worth a deadline: who could not wait that long is run now.
-        if now < due < min(request.deadline for request in batch):
+        # No delay is worth a deadline: who could not wait that long and run is run now.
+        if now < due < min(request.deadline for request in batch) - cost.seconds(rows):
             return Action(wait_s=due - now)
     return action
 
 
-def admit(request: Request, now: float, waiting: int, waiting_bytes: int, limits: Limits) -> None:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What stands before a newcomer.
+
+    Attributes:
+        requests: that wait, all of them.
+        nbytes: of their input tensors.
+        rows_ahead: rows of those that will run before it.
+        behind: those that wait and will run after it, in their order.
+        busy_s: until an instance is free, as expected, in seconds.
+        instances: that run.
+    """
+
+    requests: int
+    nbytes: int
+    rows_ahead: int = 0
+    behind: Sequence[Request] = ()
+    busy_s: float = 0.0
+    instances: int = 1
+
+
+def admit(rows: int, nbytes: int, deadline: float, now: float, load: Load, limits: Limits, cost: ServedCost) -> None:
     """Let a request into the queue, or say why not.
 
     Args:
-        request: the newcomer.
-        now: `time.monotonic()` seconds.
-        waiting: requests in the queue.
-        waiting_bytes: bytes of their input tensors.
+        rows, nbytes: of the newcomer's inputs.
+        deadline: when its answer is worth nothing any more, in `time.monotonic()` seconds.
+        now: the time, likewise.
+        load: what stands before it.
         limits: those of the version.
+        cost: what its runs cost.
 
     Raises:
-        DeadlineExpired: nobody wants its answer any more.
+        DeadlineExpired: nobody wants its answer any more, or it could not come in time even now.
         TooLarge: it would not fit into an empty queue.
-        QueueFull: no room now.
+        QueueFull: no room now; or it, or one that waits, would be late by the time of its turn.
     """
-    if request.deadline <= now:
-        raise DeadlineExpired(
-            f"the deadline passed {(now - request.deadline) * 1e3:.0f} ms before the request could wait"
-        )
-    if request.nbytes > limits.max_bytes:
+    left_s = deadline - now
+    if left_s <= limits.shortest_run_s:
+        raise DeadlineExpired(_too_late(left_s, limits.shortest_run_s))
+    if nbytes > limits.max_bytes:
         raise TooLarge(
-            f"{request.nbytes} bytes of input tensors are more than the whole queue may hold ({limits.max_bytes} bytes)"
+            f"{nbytes} bytes of input tensors are more than the whole queue may hold ({limits.max_bytes} bytes)"
         )
-    if waiting >= limits.max_requests:
-        raise QueueFull(f"{waiting} requests")
-    if waiting_bytes + request.nbytes > limits.max_bytes:
-        raise QueueFull(f"{waiting_bytes} of {limits.max_bytes} bytes")
+    if load.requests >= limits.max_requests:
+        raise QueueFull(f"is full ({load.requests} requests)")
+    if load.nbytes + nbytes > limits.max_bytes:
+        raise QueueFull(f"is full ({load.nbytes} of {limits.max_bytes} bytes)")
+    if not cost.known or not (load.requests or load.busy_s):
+        return
+    if left_s < inf:
+        done_s = finish_s(rows, load.rows_ahead, load, limits, cost)
+        if done_s > left_s:
+            raise QueueFull(
+                f"({load.requests} requests) leaves no time: the answer would come in {done_s * 1e3:.0f} ms, and the "
+                f"deadline is in {left_s * 1e3:.0f} ms"
+            )
+    ahead = load.rows_ahead + rows
+    for other in load.behind:
+        # Whoever was admitted is not pushed past its deadline by one in a greater hurry.
+        other_left_s = other.deadline - now
+        if other_left_s < inf and finish_s(other.rows, ahead, load, limits, cost) > other_left_s:
+            raise QueueFull(f"({load.requests} requests) has promised its time to others")
+        ahead += other.rows
 
 
-def retry_after_s(waiting_rows: int, limits: Limits, cost: CostCurve, instances: int) -> float:
+def finish_s(rows: int, rows_ahead: int, load: Load, limits: Limits, cost: ServedCost) -> float:
+    """How long until a request is answered, in seconds: runs in progress, full batches before its own, its own.
+
+    Args:
+        rows: of the request.
+        rows_ahead: that run before it or with it.
+        load: the instances.
+        limits, cost: of the version.
+    """
+    batch_rows = max(limits.max_rows, 1)
+    batches, beside = divmod(rows_ahead, batch_rows)
+    wait_s = load.busy_s + batches * cost.seconds(batch_rows) / load.instances
+    return wait_s * WAIT_MARGIN + cost.seconds(max(min(beside + rows, batch_rows), rows))
+
+
+def retry_after_s(waiting_rows: int, limits: Limits, cost: ServedCost, instances: int) -> float:
     """When a refused caller may try again, in seconds: when half of what waits has run, and not under a millisecond.
 
     Half, because callers who all come back when the queue is empty would find it full again, and idle before.
     """
-    return max(cost.clear_s(waiting_rows, limits.max_rows) / (2 * instances), 1e-3)
+    batch_rows = max(limits.max_rows, 1)
+    full, rest = divmod(waiting_rows, batch_rows)
+    clear_s = full * cost.seconds(batch_rows) + (cost.seconds(rest) if rest else 0.0)
+    return max(clear_s / (2 * instances), 1e-3)
+
+
+def _too_late(left_s: float, shortest_s: float) -> str:
+    if left_s <= 0:
+        return f"the deadline passed {-left_s * 1e3:.0f} ms before the request could wait"
+    return f"the deadline is in {left_s * 1e3:.3g} ms, and one run of the model takes {shortest_s * 1e3:.3g} ms"

@@ -1,23 +1,26 @@
-"""The waiting room of one version: bounded by requests and by bytes, in order of arrival.
+"""The waiting room of one version: bounded by requests and by bytes, in the order of `policy.rank`.
 
-The one lock of scheduling lives here. It guards references and numbers only: nothing under it calls a responder, a
-model or another lock.
+The one lock of scheduling lives here. It guards references and numbers only: nothing under it calls a model, another
+lock, or a responder (save for `cancelled`, which is a flag).
 """
 
 import threading
 import time
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Callable
 from math import inf
+from operator import attrgetter
 
 from forwardpass_server.errors import NotReady, Overloaded
-from forwardpass_server.scheduling.cost import CostCurve
+from forwardpass_server.scheduling.cost import CostCurve, ServedCost
 from forwardpass_server.scheduling.policy import (
     Action,
     Limits,
+    Load,
     QueueFull,
     admit,
     next_action,
+    rank,
     retry_after_s,
 )
 from forwardpass_server.scheduling.request import Request
@@ -25,17 +28,19 @@ from forwardpass_server.scheduling.request import Request
 SWEEP_INTERVAL_NS = 10_000_000
 """A full queue is searched for the departed at most this often, in nanoseconds, so that refusing stays cheap."""
 
+_rank_of = attrgetter("rank")
+
 
 class RequestQueue:
     """Requests of one version, waiting for an instance.
 
-    Whoever takes requests owes `finished` for every one it took, so that `wait_idle` knows when nothing is waiting and
-    nothing is running.
+    Whoever takes an action owes `finished` for it, so that `wait_idle` knows when nothing is waiting and nothing is
+    running, and newcomers know when an instance will be free.
 
     Args:
         name: the model's, for messages.
         limits: how much may wait.
-        cost: what runs cost, for the retry time of the refused.
+        cost: what runs cost, from warm-up.
         instances: how many takers there are.
         clock_ns: the monotonic clock.
     """
@@ -51,13 +56,15 @@ class RequestQueue:
     ) -> None:
         self.name = name
         self.limits = limits
-        self.cost = cost or CostCurve()
+        self.cost = ServedCost(cost or CostCurve())
         self._instances = instances
         self._clock_ns = clock_ns
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []
         self._bytes = 0
         self._rows = 0
         self._running = 0
+        # Of each action in progress: when it will be over, as expected; and when it was taken.
+        self._runs: dict[int, tuple[float, int]] = {}
         self._closed = False
         self._swept_ns = 0
         # Requests found dead while making room; the next taker answers them.
@@ -83,28 +90,34 @@ class RequestQueue:
         return self._running
 
     def submit(self, request: Request) -> None:
-        """Let a request wait. Any thread; never blocks. Stamps `queued`.
+        """Let a request wait. Any thread; never blocks. Stamps `queued`, and sets its rank.
 
         Raises:
-            Overloaded: full; says when to retry.
-            DeadlineExpired: too late already.
+            Overloaded: full, or too slow for its deadline; says when to retry.
+            DeadlineExpired: too late already, or nearer than one run takes.
             TooLarge: larger than the whole queue.
             NotReady: closed.
         """
         now_ns = self._clock_ns()
+        now = now_ns * 1e-9
+        request.deadline = min(request.deadline, now + self.limits.max_latency_s)
+        request.rank = rank(request, now, self.limits)
         with self._lock:
-            if self._closed:
-                raise NotReady(f"model '{self.name}' is being unloaded")
-            try:
-                admit(request, now_ns * 1e-9, len(self._waiting), self._bytes, self.limits)
-            except QueueFull:
-                self._admit_among_the_dead(request, now_ns)
+            at = self._admit(request, now_ns)
             request.timeline.queued_ns = now_ns
-            self._waiting.append(request)
+            self._waiting.insert(at, request)
             self._bytes += request.nbytes
             self._rows += request.rows
             if self._takers:
                 self._arrived.notify()
+
+    def take_departed(self, request: Request) -> Action | None:
+        """One request whose caller has left, out of its turn, to be dropped; None when somebody took it before."""
+        with self._lock:
+            if request not in self._waiting:
+                return None
+            self._waiting.remove(request)
+            return self._taken(Action(dropped=[request]), self._clock_ns())
 
     def take(self) -> Action | None:
         """Wait until there is something to run or to drop, and take it; None when closed and empty.
@@ -129,11 +142,19 @@ class RequestQueue:
             action = self._take(self._clock_ns())
         return action if action.batch or action.dropped else None
 
-    def finished(self, count: int) -> None:
-        """So many taken requests have been answered."""
+    def finished(self, action: Action, *, ran_whole: bool) -> None:
+        """Everything in an action has been answered.
+
+        Args:
+            action: as `take` gave it.
+            ran_whole: in one run, so that its duration says what a run of this size costs.
+        """
+        now_ns = self._clock_ns()
         with self._lock:
-            self._running -= count
-            assert self._running >= 0
+            _, taken_ns = self._runs.pop(id(action))
+            if ran_whole:
+                self.cost.observe(action.rows, (now_ns - taken_ns) * 1e-9)
+            self._running -= len(action.batch) + len(action.dropped)
             if not self._running and not self._waiting:
                 self._idle.notify_all()
 
@@ -160,46 +181,69 @@ class RequestQueue:
         with self._lock:
             return self._idle.wait_for(lambda: not self._running and not self._waiting and not self._dead, timeout_s)
 
-    def _admit_among_the_dead(self, request: Request, now_ns: int) -> None:
-        """Look for room among those who need none any more, before giving up. Under the lock."""
-        if now_ns - self._swept_ns >= SWEEP_INTERVAL_NS:
-            self._swept_ns = now_ns
-            self._sweep(now_ns * 1e-9)
+    def _admit(self, request: Request, now_ns: int) -> int:
+        """Where to insert a newcomer, if it may come in. Under the lock."""
+        if self._closed:
+            raise NotReady(f"model '{self.name}' is being unloaded")
+        limits, now = self.limits, now_ns * 1e-9
         try:
-            admit(request, now_ns * 1e-9, len(self._waiting), self._bytes, self.limits)
+            at = self._place(request)
+            admit(request.rows, request.nbytes, request.deadline, now, self._load(at, now), limits, self.cost)
+            return at
         except QueueFull as full:
-            retry_s = retry_after_s(self._rows, self.limits, self.cost, self._instances)
+            # Look for room among those who need none any more, before giving up.
+            if now_ns - self._swept_ns >= SWEEP_INTERVAL_NS and self._sweep(now_ns):
+                return self._admit(request, now_ns)
+            retry_s = retry_after_s(self._rows, limits, self.cost, self._instances)
             raise Overloaded(
-                f"queue of '{self.name}' is full ({full}); retry after {retry_s * 1e3:.0f} ms", retry_after_s=retry_s
+                f"queue of '{self.name}' {full}; retry after {retry_s * 1e3:.0f} ms", retry_after_s=retry_s
             ) from None
 
-    def _sweep(self, now: float) -> None:
-        """Set aside the departed and the expired, wherever they stand. Under the lock."""
-        living: deque[Request] = deque()
-        for request in self._waiting:
-            if request.responder.cancelled or request.deadline <= now:
-                self._dead.append(request)
-                self._bytes -= request.nbytes
-                self._rows -= request.rows
-            else:
-                living.append(request)
-        self._waiting = living
+    def _place(self, request: Request) -> int:
+        """The index at which a newcomer belongs. Under the lock."""
+        waiting = self._waiting
+        if not waiting or waiting[-1].rank <= request.rank:  # in order of arrival, as mostly
+            return len(waiting)
+        return bisect_right(waiting, request.rank, key=_rank_of)
+
+    def _load(self, at: int, now: float) -> Load:
+        """What stands before a newcomer at index `at`. Under the lock."""
+        behind = self._waiting[at:]
+        rows_ahead = self._rows - sum([request.rows for request in behind]) if behind else self._rows
+        busy_s = 0.0
+        if len(self._runs) >= self._instances:
+            busy_s = max(min(over for over, _ in self._runs.values()) - now, 0.0)
+        return Load(len(self._waiting), self._bytes, rows_ahead, behind, busy_s, self._instances)
+
+    def _sweep(self, now_ns: int) -> bool:
+        """Set aside the departed and the expired, wherever they stand; True when there were any. Under the lock."""
+        self._swept_ns = now_ns
+        now = now_ns * 1e-9
+        dead = [request for request in self._waiting if request.responder.cancelled or request.deadline <= now]
+        if dead:
+            gone = set(dead)
+            self._waiting = [request for request in self._waiting if request not in gone]
+            self._dead += dead
+            self._bytes -= sum(request.nbytes for request in dead)
+            self._rows -= sum(request.rows for request in dead)
+        return bool(dead)
 
     def _take(self, now_ns: int) -> Action:
         """Apply the policy to the waiting. Under the lock."""
-        waiting = self._waiting
-        action = next_action(waiting, now_ns * 1e-9, self.limits)
-        for _ in range(action.seen):
-            request = waiting.popleft()
+        action = next_action(self._waiting, now_ns * 1e-9, self.limits, self.cost)
+        self._waiting[: action.seen] = action.passed
+        return self._taken(action, now_ns)
+
+    def _taken(self, action: Action, now_ns: int) -> Action:
+        """Account for requests that have left the queue. Under the lock."""
+        for request in action.batch + action.dropped:
             self._bytes -= request.nbytes
             self._rows -= request.rows
-        if action.passed:
-            for request in reversed(action.passed):
-                waiting.appendleft(request)
-                self._bytes += request.nbytes
-                self._rows += request.rows
         if self._dead:
             action.dropped[:0] = self._dead
             self._dead.clear()
-        self._running += len(action.batch) + len(action.dropped)
+        if action.batch or action.dropped:
+            takes_s = self.cost.seconds(action.rows) if action.batch else 0.0
+            self._running += len(action.batch) + len(action.dropped)
+            self._runs[id(action)] = (now_ns * 1e-9 + takes_s, now_ns)
         return action

@@ -1,6 +1,6 @@
 """One checked request on its way through the queue, and the one who waits for its answer."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import inf
 from typing import Protocol, TypeAlias
 
@@ -24,6 +24,9 @@ class Responder(Protocol):
     def cancelled(self) -> bool:
         """The caller has left; read often, on any thread, so it must be cheap."""
 
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once if the caller leaves before its answer; at once if it has left. Loop thread."""
+
     def succeed(self, outputs: Sequence[Array], request: "Request") -> None:
         """The outputs that were asked for, in the order of `request.outputs`. The arrays belong to the responder and
         are never written to again, but several requests may hold views of one buffer: do not write into them."""
@@ -41,10 +44,11 @@ class Request:
         nbytes: bytes of its input tensors, which count against the queue's limit.
         outputs: indices of the signature's outputs that the caller wants, in its order.
         deadline: `time.monotonic()` seconds after which nobody wants the answer; inf for never.
-        priority: 0 unless the caller gave one; carried, not yet used for order.
+        priority: as the caller gave it, 0 when it did not.
         responder: who gets the answer.
         timeline: its stamps.
         merge_key: requests may share a run only if theirs are equal; set by the scheduler.
+        rank: where it stands in the queue, set there; smaller runs first.
     """
 
     __slots__ = (
@@ -54,6 +58,7 @@ class Request:
         "nbytes",
         "outputs",
         "priority",
+        "rank",
         "responder",
         "rows",
         "timeline",
@@ -80,3 +85,4 @@ class Request:
         self.responder = responder
         self.timeline = timeline
         self.merge_key: Hashable = None
+        self.rank: tuple[int, float] = (0, inf)

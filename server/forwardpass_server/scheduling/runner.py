@@ -9,19 +9,33 @@ Cost beside the model, for 8 one-row requests and counting included: 19 µs here
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol
 
-from forwardpass_server.errors import CallCancelled, DeadlineExpired, ForwardpassError, RunFailed
+import numpy as np
+
+from forwardpass_server.errors import CallCancelled, DeadlineExpired, ForwardpassError, InvalidRequest, RunFailed
 from forwardpass_server.observe.statistics import VersionStatistics
 from forwardpass_server.scheduling.batch import split, stack, wanted_outputs
 from forwardpass_server.scheduling.request import Array, Inputs, Request
+from forwardpass_server.scheduling.termination import Termination
 
 log = logging.getLogger(__name__)
 
-Run: TypeAlias = Callable[[Inputs, Sequence[int]], Sequence[Array]]
-"""The model: inputs in the order of the signature, indices of the outputs wanted → those outputs, in that order."""
+GIVING_UP_S = 0.01
+"""A caller that leaves within so many seconds of its deadline leaves because of it: its own clock runs ahead of ours by
+the way of its request."""
+
+
+class Run(Protocol):
+    """The model: inputs in the order of the signature, indices of the outputs wanted → those outputs, in that order."""
+
+    def __call__(
+        self, inputs: Inputs, outputs: Sequence[int], termination: Termination | None = None, /
+    ) -> Sequence[Array]:
+        """`termination`, when given, is armed with what makes this run fail soon."""
 
 
 class Runner:
@@ -30,19 +44,55 @@ class Runner:
     Args:
         run: the model.
         statistics: the version's account.
+        can_end: runs may be ended from other threads.
+        finite: fail requests whose outputs hold a NaN or an infinity.
         clock_ns: the monotonic clock.
     """
 
     def __init__(
-        self, run: Run, statistics: VersionStatistics, clock_ns: Callable[[], int] = time.monotonic_ns
+        self,
+        run: Run,
+        statistics: VersionStatistics,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        *,
+        can_end: bool = False,
+        finite: bool = False,
     ) -> None:
         self._run = run
         self._statistics = statistics
         self._clock_ns = clock_ns
+        self._can_end = can_end
+        self._finite = finite
+        self._lock = threading.Lock()  # of the three below, which other threads read
+        self._riders: Sequence[Request] = ()
+        self._termination: Termination | None = None
+        self._ended_because: Exception | None = None
+        self.began_ns = 0
+        """When the run in progress began; 0 when there is none, or none that can be ended. Any thread."""
 
-    def run(self, batch: Sequence[Request]) -> None:
-        """Run and answer. Raises nothing: what goes wrong goes to the requests it concerns."""
-        self._run_or_halve(batch, self._clock_ns())
+    def run(self, batch: Sequence[Request]) -> bool:
+        """Run and answer. Raises nothing: what goes wrong goes to the requests it concerns.
+
+        Returns:
+            Whether one run answered them all.
+        """
+        return self._run_or_halve(batch, self._clock_ns())
+
+    def left(self, request: Request) -> None:
+        """The caller of a request has left: if it rides in the run in progress and was the last, end that run. Any
+        thread."""
+        with self._lock:
+            alone = request in self._riders and all(rider.responder.cancelled for rider in self._riders)
+            began_ns = self.began_ns
+        if alone:
+            self.end(began_ns, CallCancelled("every caller left while the model ran"))
+
+    def end(self, began_ns: int, error: Exception) -> None:
+        """End the run that began at `began_ns`, if it still runs; its requests get `error`. Any thread."""
+        with self._lock:
+            if began_ns and self.began_ns == began_ns and self._termination is not None:
+                self._ended_because = error
+                self._termination.ask()
 
     def drop(self, dropped: Sequence[Request]) -> None:
         """Answer requests that are not to be run: their caller left, or their deadline passed in the queue."""
@@ -91,9 +141,11 @@ class Runner:
             wanted = wanted_outputs(batch)
             inputs = stack(batch)
             start_ns = self._clock_ns()
-            outputs = self._run(inputs, wanted)
+            outputs = self._run_ending(inputs, wanted, batch, start_ns) if self._can_end else self._run(inputs, wanted)
             end_ns = self._clock_ns()
             rows = sum([request.rows for request in batch])
+            if self._finite:
+                _check_finite(outputs, wanted)
             parts = split(outputs, wanted, batch, rows)
         except ForwardpassError as error:
             return error
@@ -112,11 +164,28 @@ class Runner:
             timeline.run_end_ns = end_ns
             timeline.batch_rows = rows
             if gone and request in gone:
-                self.fail(request, CallCancelled("the caller left while its request ran"))
+                self.fail(request, self._why_left(request))
             else:
                 self._succeed(request, part)
         self._statistics.answered(here, rows)
         return None
+
+    def _run_ending(
+        self, inputs: Inputs, wanted: Sequence[int], batch: Sequence[Request], start_ns: int
+    ) -> Sequence[Array]:
+        """Run in such a way that `end` can end it."""
+        termination = Termination()
+        with self._lock:
+            self._riders, self._termination, self._ended_because, self.began_ns = batch, termination, None, start_ns
+        try:
+            return self._run(inputs, wanted, termination)
+        except Exception:
+            if self._ended_because is not None:
+                raise self._ended_because from None
+            raise
+        finally:
+            with self._lock:
+                self._riders, self._termination, self.began_ns = (), None, 0
 
     def _succeed(self, request: Request, outputs: Sequence[Array]) -> None:
         """Give a request its outputs."""
@@ -133,8 +202,31 @@ class Runner:
         self.drop(dead)
         return [request for request in batch if request not in dead]
 
+    def _why_left(self, request: Request) -> Exception:
+        if request.deadline - self._clock_ns() * 1e-9 > GIVING_UP_S:
+            return CallCancelled("the caller left while its request ran")
+        return DeadlineExpired("the deadline passed while the model ran")
+
     def _why_dropped(self, request: Request) -> Exception:
-        if request.responder.cancelled:
-            return CallCancelled("the caller left while its request waited")
-        waited_ms = (self._clock_ns() - request.timeline.queued_ns) * 1e-6
+        now_ns = self._clock_ns()
+        waited_ms = (now_ns - request.timeline.queued_ns) * 1e-6
+        left_s = request.deadline - now_ns * 1e-9
+        if request.responder.cancelled and left_s > GIVING_UP_S:
+            return CallCancelled(f"the caller left after {waited_ms:.0f} ms in the queue")
+        if left_s > 0:
+            return DeadlineExpired(
+                f"after {waited_ms:.0f} ms in the queue {left_s * 1e3:.0f} ms are left, less than the model needs"
+            )
         return DeadlineExpired(f"the deadline passed after {waited_ms:.0f} ms in the queue; the model was not run")
+
+
+def _check_finite(outputs: Sequence[Array], wanted: Sequence[int]) -> None:
+    """Raises:
+    InvalidRequest: an output holds a NaN or an infinity. Halving the batch then finds whose it is.
+    """
+    for index, output in zip(wanted, outputs, strict=True):
+        if output.dtype.kind == "f" and not np.isfinite(output).all():
+            raise InvalidRequest(
+                f"output {index} holds numbers that are not finite for these inputs, and this model's configuration "
+                "(refuse_nonfinite) says not to answer with them"
+            )

@@ -42,17 +42,52 @@ def test_a_file_as_triton_users_write_it_is_obeyed() -> None:
         dynamic_batching {
           preferred_batch_size: [ 4, 8 ]
           max_queue_delay_microseconds: 500
+          priority_levels: 3
+          default_priority_level: 2
           default_queue_policy { max_queue_size: 32 }
         }
         version_policy: { latest: { num_versions: 2 } }
         default_model_filename: "net.onnx"
+        parameters { key: "slo_p99_ms" value { string_value: "40" } }
+        parameters { key: "refuse_nonfinite" value { string_value: "true" } }
+        parameters { key: "xnnpack" value { string_value: "1" } }
         """,
         model="m",
     )
     assert (settings.max_batch_size, settings.instances, settings.max_queue_requests) == (16, 2, 32)
     assert settings.max_queue_delay_s == pytest.approx(500e-6)
     assert (settings.policy, settings.filename) == (Latest(2), "net.onnx")
-    assert settings.hints == ("instance_group[0].kind", "dynamic_batching.preferred_batch_size")
+    assert (settings.priorities, settings.default_priority) == (3, 2)
+    assert (settings.max_latency_s, settings.refuse_nonfinite) == (pytest.approx(0.04), True)
+    assert not settings.allow_batch_dependent_answers
+    assert settings.hints == (
+        "instance_group[0].kind",
+        "dynamic_batching.preferred_batch_size",
+        "parameters[xnnpack]",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wants"),
+    [
+        ("slo_p99_ms", "0", "a number above 0"),
+        ("slo_p99_ms", "fast", "a number above 0"),
+        ("slo_p99_ms", "inf", "a number above 0"),
+        ("refuse_nonfinite", "1", "'true' or 'false'"),
+        ("allow_batch_dependent_answers", "True", "'true' or 'false'"),
+    ],
+)
+def test_a_parameter_of_ours_with_a_senseless_value_is_refused(key: str, value: str, wants: str) -> None:
+    with pytest.raises(UnsupportedConfig, match=rf"parameters\[{key}\] is '{value}'; it must be {wants}"):
+        parse(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}', model="m")
+
+
+@pytest.mark.parametrize(
+    "levels", ["priority_levels: 2", "default_priority_level: 1", "priority_levels: 2 default_priority_level: 3"]
+)
+def test_priorities_need_a_default_among_them(levels: str) -> None:
+    with pytest.raises(UnsupportedConfig, match="default_priority_level"):
+        parse(f"dynamic_batching {{ {levels} }}", model="m")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +134,6 @@ def test_a_batch_size_that_is_not_written_is_left_to_us_unless_dims_imply_it(tex
         ('batch_input { target_name: "image" }', "batch_input[0].target_name"),
         ('batch_output { target_name: "image" }', "batch_output[0].target_name"),
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
-        ("dynamic_batching { priority_levels: 2 }", "dynamic_batching.priority_levels"),
         (
             "dynamic_batching { default_queue_policy { default_timeout_microseconds: 5 } }",
             "dynamic_batching.default_queue_policy.default_timeout_microseconds",

@@ -1,28 +1,29 @@
 """One load, stage by stage: with the real ONNX Runtime on tiny models, and with a fake where a fault is wanted."""
 
 import dataclasses
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from forwardpass_server.errors import LoadFailed, RunFailed
+from forwardpass_server.lifecycle import loader
 from forwardpass_server.lifecycle.config_pbtxt import ModelSettings, parse
 from forwardpass_server.lifecycle.loaded import LoadedVersion
-from forwardpass_server.lifecycle.loader import Loader, LoadRules
+from forwardpass_server.lifecycle.loader import CERTAIN, Loader, LoadRules
 from forwardpass_server.lifecycle.repository import VersionFolder
 from forwardpass_server.lifecycle.states import State
-from forwardpass_server.observe.timeline import Timeline
 from forwardpass_server.runtime import control_flow
 from forwardpass_server.runtime.fake import FakeSession
 from forwardpass_server.runtime.providers import resolve
 from forwardpass_server.runtime.session import Session
+from forwardpass_server.scheduling.cost import Cost, CostCurve
 from forwardpass_server.scheduling.executor import InlineLoop
-from forwardpass_server.scheduling.request import Request
+from forwardpass_server.scheduling.fake import make_request
 from forwardpass_server.tensors.signature import Signature
 
 STAGES = [State.VERIFYING, State.LOADING, State.WARMING, State.PROVING]
@@ -248,30 +249,53 @@ def test_outputs_that_the_configuration_leaves_out_are_not_served(
     np.testing.assert_array_equal(asked(version, x), 2 * x)
 
 
-class Waiting:
-    """A responder that waits for its answer."""
-
-    cancelled = False
-
-    def __init__(self) -> None:
-        self.answered = threading.Event()
-        self.outputs: Sequence[np.ndarray] = ()
-        self.error: Exception | None = None
-
-    def succeed(self, outputs: Sequence[np.ndarray], request: Request) -> None:
-        self.outputs = outputs
-        self.answered.set()
-
-    def fail(self, error: Exception) -> None:
-        self.error = error
-        self.answered.set()
-
-
 def asked(version: LoadedVersion, x: np.ndarray) -> np.ndarray:
     """The first output of a version whose instances have threads."""
-    waiting = Waiting()
-    request = Request([x], rows=len(x), nbytes=x.nbytes, outputs=(0,), responder=waiting, timeline=Timeline())
+    request, caller = make_request([x])
     version.scheduler.submit(request)
-    assert waiting.answered.wait(20)
-    assert waiting.error is None
-    return waiting.outputs[0]
+    assert caller.wait().outputs
+    assert caller.outputs is not None
+    return caller.outputs[0]
+
+
+def quantised(tmp_path: Path) -> onnx.ModelProto:
+    """A perceptron whose weights and activations are 8 bits wide, scaled over the whole batch as it comes."""
+    rng = np.random.default_rng(0)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 16])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 4])],
+        [onnx.numpy_helper.from_array(rng.normal(size=(16, 4)).astype("f4"), "w")],
+    )
+    path = tmp_path / "float.onnx"
+    onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)]), path)
+    quantize_dynamic(path, tmp_path / "int8.onnx", weight_type=QuantType.QInt8)
+    return onnx.load(tmp_path / "int8.onnx")
+
+
+def test_a_model_whose_rows_depend_on_each_other_runs_them_alone_and_says_so(
+    loading: Loading, repo: Any, tmp_path: Path
+) -> None:
+    version = loading.load(repo.bare(content=quantised(tmp_path)), "max_batch_size: 8")
+    assert version.scheduler.limits.max_rows == 0
+    says = "false: output 'y' of a row depends on the other rows in its batch"
+    assert version.properties["forwardpass.batched"] == says
+
+
+def test_it_is_batched_where_its_configuration_allows_that(loading: Loading, repo: Any, tmp_path: Path) -> None:
+    config = 'max_batch_size: 8 parameters { key: "allow_batch_dependent_answers" value { string_value: "true" } }'
+    version = loading.load(repo.bare(content=quantised(tmp_path)), config)
+    assert version.scheduler.limits.max_rows > 0
+    assert version.properties["forwardpass.batched"] == "true"
+
+
+def test_a_model_that_gains_nothing_from_batches_gets_none(
+    loading: Loading, repo: Any, scaled_model: Callable[[float], onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear = CostCurve(tuple(Cost(rows, rows * 0.03, rows * 0.03) for rows in (1, 2, 4, 8)))
+    monkeypatch.setattr(loader, "warm", lambda *_, **__: linear)
+    version = loading.load(repo.bare(content=scaled_model(2.0)))
+    assert version.signature.max_batch_size == 8
+    assert version.scheduler.limits.max_rows == 1
+    assert version.scheduler.limits.shortest_run_s == pytest.approx(0.03 * CERTAIN)

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
 from forwardpass_server.runtime.providers import CUDA, Plan, resolve
 from forwardpass_server.runtime.session import Session, SessionOptions, ort_options
+from forwardpass_server.scheduling.termination import Termination
 from forwardpass_server.tensors.signature import Signature
 
 Model = Callable[[str], Path]
@@ -196,14 +197,23 @@ def test_a_session_on_another_provider_than_planned_is_no_session(
         Session(path, Signature.from_onnx(path), plan)
 
 
-def test_a_closed_or_terminated_session_refuses(model: Model) -> None:
+def test_a_closed_session_refuses(model: Model) -> None:
     x = np.ones((1, 2), np.float32)
-    for end in (Session.close, Session.terminate):
-        session = load(model("identity"))
+    session = load(model("identity"))
+    session.run([x], (0,))
+    session.close()
+    with pytest.raises(RunFailed, match="closed"):
         session.run([x], (0,))
-        end(session)
-        with pytest.raises(RunFailed, match="closed"):
-            session.run([x], (0,))
+
+
+def test_a_run_that_is_not_to_begin_fails_and_the_next_one_runs(model: Model) -> None:
+    x = np.ones((1, 2), np.float32)
+    session = load(model("identity"))
+    termination = Termination()
+    termination.ask()
+    with pytest.raises(RunFailed, match="terminate"):
+        session.run([x], (0,), termination)
+    assert session.run([x], (0,), Termination())
 
 
 def test_terminating_ends_a_run_that_would_not_end(tmp_path: Path) -> None:
@@ -238,6 +248,7 @@ def test_terminating_ends_a_run_that_would_not_end(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), path)
     session = load(path)
     started = threading.Event()
+    termination = Termination()
     errors: list[Exception] = []
     handle = session._handle
 
@@ -252,14 +263,14 @@ def test_terminating_ends_a_run_that_would_not_end(tmp_path: Path) -> None:
 
     def run() -> None:
         try:
-            session.run([np.ones(1, np.float32)], (0,))
+            session.run([np.ones(1, np.float32)], (0,), termination)
         except RunFailed as error:
             errors.append(error)
 
     running = threading.Thread(target=run)
     running.start()
     assert started.wait(10)
-    session.terminate()
+    termination.ask()
     running.join(30)
     assert not running.is_alive()
     assert "terminate" in str(errors[0])

@@ -25,6 +25,7 @@ from forwardpass_server.runtime.warmup import (
 )
 from forwardpass_server.scheduling.cost import Cost, CostCurve
 from forwardpass_server.scheduling.fake import FakeClock
+from forwardpass_server.scheduling.termination import Termination
 from forwardpass_server.tensors.dtypes import ALL, FP32, INT64
 from forwardpass_server.tensors.signature import Signature, TensorSpec
 
@@ -36,6 +37,11 @@ SINGLE = Signature((TensorSpec("x", FP32, (3, 2)),), (TensorSpec("y", FP32, (3, 
 def load(path: Path) -> tuple[Session, Signature]:
     signature = Signature.from_onnx(path)
     return Session(path, signature, resolve("cpu")), signature
+
+
+def probe(path: Path) -> str | None:
+    session, signature = load(path)
+    return probe_batching(session.run, signature)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,9 @@ class Timed(FakeSession):
         self.clock = clock
         self.seconds = seconds
 
-    def run(self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int]) -> list[np.ndarray]:
+    def run(
+        self, inputs: Sequence[np.ndarray | None], outputs: Sequence[int], _: Termination | None = None
+    ) -> list[np.ndarray]:
         first = inputs[0]
         assert first is not None
         self.clock.advance(self.seconds(len(first)))
@@ -72,7 +80,7 @@ class Timed(FakeSession):
 def test_the_curve_is_what_runs_took() -> None:
     clock = FakeClock()
     session = Timed(clock, lambda rows: 1e-5 * rows)
-    curve = warm(session, BATCHED, (1, 4), clock_ns=clock)
+    curve = warm(session.run, BATCHED, (1, 4), clock_ns=clock)
     assert [point.rows for point in curve.points] == [1, 4]
     assert [point.p50_s for point in curve.points] == pytest.approx([1e-5, 4e-5])
     assert [point.p99_s for point in curve.points] == pytest.approx([1e-5, 4e-5])
@@ -82,21 +90,21 @@ def test_a_slow_first_run_is_warm_up_and_one_bad_round_is_forgiven() -> None:
     clock = FakeClock()
     runs = iter(range(1000))
     session = Timed(clock, lambda _: 0.04 if (run := next(runs)) == 0 or run == RUNS // 2 else 1e-5)
-    (point,) = warm(session, BATCHED, (1,), clock_ns=clock).points
+    (point,) = warm(session.run, BATCHED, (1,), clock_ns=clock).points
     assert point.p99_s == pytest.approx(1e-5)
 
 
 def test_a_model_that_is_always_slow_is_run_once_a_size() -> None:
     clock = FakeClock()
     session = Timed(clock, lambda _: 3.0)
-    (one, two) = warm(session, BATCHED, (1, 2), clock_ns=clock).points
+    (one, two) = warm(session.run, BATCHED, (1, 2), clock_ns=clock).points
     assert (one.p50_s, two.p99_s) == (3.0, 3.0)
     assert len(session.runs) == 2
 
 
 def test_an_example_is_repeated_to_every_size() -> None:
     session = FakeSession()
-    warm(session, BATCHED, (1, 4), example=[np.array([[1, 2], [3, 4], [5, 6]], np.float32)])
+    warm(session.run, BATCHED, (1, 4), example=[np.array([[1, 2], [3, 4], [5, 6]], np.float32)])
     largest = session.runs[-1].inputs[0]
     assert largest is not None
     assert largest.tolist() == [[1, 2], [3, 4], [5, 6], [1, 2]]
@@ -105,25 +113,25 @@ def test_an_example_is_repeated_to_every_size() -> None:
 def test_a_model_that_refuses_made_up_values_has_an_unknown_cost() -> None:
     session = FakeSession()
     session.fail_next = [RunFailed("wants real tokens")]
-    assert warm(session, BATCHED, (1, 2)) == CostCurve()
+    assert warm(session.run, BATCHED, (1, 2)) == CostCurve()
 
 
 def test_a_model_that_refuses_its_own_example_is_not_warm() -> None:
     session = FakeSession()
     session.fail_next = [RunFailed("broken")]
     with pytest.raises(RunFailed, match="broken"):
-        warm(session, BATCHED, (1,), example=[np.ones((1, 2), np.float32)])
+        warm(session.run, BATCHED, (1,), example=[np.ones((1, 2), np.float32)])
 
 
 def test_a_model_that_runs_one_row_and_not_two_is_not_warm(model: Model) -> None:
     session, signature = load(model("reshape"))
     with pytest.raises(ForwardpassError, match="Reshape"):
-        warm(session, signature, (1, 2))
+        warm(session.run, signature, (1, 2))
 
 
 def test_a_real_model_is_timed(model: Model) -> None:
     session, signature = load(model("mlp"))
-    curve = warm(session, signature, buckets(64))
+    curve = warm(session.run, signature, buckets(64))
     assert [point.rows for point in curve.points] == [1, 2, 4, 8, 16, 32, 64]
     assert all(0 < point.p50_s <= point.p99_s < 1 for point in curve.points)
 
@@ -145,7 +153,7 @@ def test_a_model_of_unknown_cost_does_not_run_inline() -> None:
     "name", ["identity", "mlp", "two_by_two", "gather", "variable", "strings", "identity_bf16", "if"]
 )
 def test_rows_that_do_not_know_each_other_may_share_a_run(model: Model, name: str) -> None:
-    assert probe_batching(*load(model(name))) is None
+    assert probe(model(name)) is None
 
 
 @pytest.mark.parametrize(
@@ -158,19 +166,19 @@ def test_rows_that_do_not_know_each_other_may_share_a_run(model: Model, name: st
     ],
 )
 def test_rows_that_do_are_found_out_and_the_reason_is_said(model: Model, name: str, reason: str) -> None:
-    assert reason in (probe_batching(*load(model(name))) or "")
+    assert reason in (probe(model(name)) or "")
 
 
 def test_a_shape_that_depends_on_the_other_rows_is_found_out() -> None:
     session = FakeSession(lambda inputs: [np.zeros((len(inputs[0]), len(inputs[0])), np.float32)])  # type: ignore[arg-type]
-    assert probe_batching(session, BATCHED) == "the shape of output 'y' depends on the other rows"
+    assert probe_batching(session.run, BATCHED) == "the shape of output 'y' depends on the other rows"
 
 
 @pytest.mark.parametrize(("rows", "merged"), [(1, 2), (3, 3)])
 def test_an_example_is_probed_with_its_own_rows(rows: int, merged: int) -> None:
     session = FakeSession()
     example = [np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)]
-    assert probe_batching(session, BATCHED, example=example) is None
+    assert probe_batching(session.run, BATCHED, example=example) is None
     assert [run.rows for run in session.runs] == [merged] + [1] * merged
 
 

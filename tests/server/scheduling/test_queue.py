@@ -1,6 +1,7 @@
 """The waiting room: bounds, order, the dead, and who wakes whom."""
 
 import threading
+from math import inf
 
 import numpy as np
 import pytest
@@ -148,32 +149,146 @@ def test_idle_means_nobody_waits_and_nobody_runs() -> None:
     assert waiting.wait_idle(0)
     put(waiting)
     assert not waiting.wait_idle(0)
-    waiting.take_nowait()
+    action = waiting.take_nowait()
+    assert action
     assert not waiting.wait_idle(0)
-    waiting.finished(1)
+    waiting.finished(action, ran_whole=True)
     assert waiting.wait_idle(0)
 
 
+def test_the_earliest_deadline_runs_first_and_equals_in_order_of_arrival() -> None:
+    clock = FakeClock()
+    waiting = queue(clock, max_rows=1)
+    late, patient, soon, late_too = (
+        put(waiting, **given)[0]
+        for given in ({"deadline": clock.now_s + 5}, {}, {"deadline": clock.now_s + 3}, {"deadline": clock.now_s + 5})
+    )
+    assert order_of(waiting) == [soon, late, late_too, patient]
+
+
+def test_priority_goes_before_any_deadline() -> None:
+    clock = FakeClock()
+    waiting = queue(clock, max_rows=1, priorities=2, default_priority=2)
+    hurried, important, unknown = (
+        put(waiting, **given)[0]
+        for given in ({"deadline": clock.now_s + 1}, {"priority": 1}, {"deadline": clock.now_s + 2, "priority": 7})
+    )
+    assert order_of(waiting) == [important, hurried, unknown]
+
+
+def test_a_model_with_a_promised_latency_gives_its_callers_that_deadline() -> None:
+    clock = FakeClock()
+    waiting = queue(clock, max_latency_s=0.5)
+    assert put(waiting)[0].deadline == pytest.approx(clock.now_s + 0.5)
+    assert put(waiting, deadline=clock.now_s + 0.1)[0].deadline == pytest.approx(clock.now_s + 0.1)
+
+
+def test_a_request_that_could_not_be_answered_in_time_is_refused_with_both_times() -> None:
+    clock = FakeClock()
+    waiting = queue(clock, max_rows=1)  # 20 ms a row
+    for _ in range(4):
+        put(waiting, deadline=clock.now_s + 0.118)
+    # 4 x 20 ms, by a quarter longer, and its own: 120 ms.
+    with pytest.raises(
+        Overloaded, match=r"'mnist' \(4 requests\) leaves no time: .* in 120 ms, .* in 119 ms; retry"
+    ) as no:
+        put(waiting, deadline=clock.now_s + 0.119)
+    assert no.value.retry_after_s == pytest.approx(0.04)
+
+
+def test_a_departed_request_leaves_at_once_and_only_once() -> None:
+    waiting = queue(FakeClock())
+    staying, leaving = put(waiting)[0], put(waiting)[0]
+    action = waiting.take_departed(leaving)
+    assert action
+    assert (action.dropped, waiting.depth, waiting.nbytes, waiting.running) == ([leaving], 1, 8, 1)
+    assert waiting.take_departed(leaving) is None
+    assert not waiting.wait_idle(0)
+    waiting.finished(action, ran_whole=False)
+    assert order_of(waiting) == [staying]
+    assert waiting.wait_idle(0)
+
+
+def test_what_runs_teach_changes_what_is_admitted() -> None:
+    clock = FakeClock()
+    waiting = queue(clock, max_rows=1)
+    for _ in range(40):  # ten times as long as warm-up said
+        put(waiting)
+        action = waiting.take_nowait()
+        assert action
+        clock.advance(0.2)
+        waiting.finished(action, ran_whole=True)
+    put(waiting, deadline=clock.now_s + 0.3)
+    with pytest.raises(Overloaded, match="leaves no time"):
+        put(waiting, deadline=clock.now_s + 0.3)
+
+
+def test_a_run_in_progress_counts_by_what_is_left_of_it() -> None:
+    clock = FakeClock()
+    waiting = queue(clock, max_rows=1)
+    put(waiting)
+    assert waiting.take_nowait()
+    with pytest.raises(Overloaded, match="leaves no time"):
+        put(waiting, deadline=clock.now_s + 0.03)
+    clock.advance(0.015)
+    put(waiting, deadline=clock.now_s + 0.03)
+
+
+def order_of(waiting: RequestQueue) -> list[Request]:
+    """Everybody who waits, in the order of their runs of one row."""
+    ran = []
+    while (action := waiting.take_nowait()) is not None:
+        ran += action.batch
+        waiting.finished(action, ran_whole=False)
+    return ran
+
+
 class QueueMachine(RuleBasedStateMachine):
-    """Whatever happens in whatever order: nobody is lost, nobody is handed out twice, bounds hold, order is kept."""
+    """Whatever happens in whatever order: nobody is lost, handed out twice or run after its deadline; bounds hold, and
+    among equal priority and deadline so does the order of arrival."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.queue = RequestQueue("m", Limits(max_rows=4, max_requests=6, max_bytes=80), clock_ns=self.clock)
+        limits = Limits(max_rows=4, max_requests=6, max_bytes=80, priorities=2, default_priority=1)
+        cost = CostCurve((Cost(1, 0.002, 0.002), Cost(4, 0.004, 0.004)))
+        self.queue = RequestQueue("m", limits, cost=cost, clock_ns=self.clock)
+        self.run_s = 0.001
         self.admitted: list[Request] = []
         self.out: list[Request] = []
         self.ran: list[Request] = []
 
-    @rule(rows=st.integers(0, 5), key=st.sampled_from("ab"), timeout=st.sampled_from([0.0, 0.005, 1.0]))
-    def submit(self, rows: int, key: str, timeout: float) -> None:
-        request, _ = make_request([np.zeros((rows, 2), np.float32)], deadline=self.clock.now_s + timeout)
+    @rule(
+        rows=st.integers(0, 5),
+        key=st.sampled_from("ab"),
+        timeout=st.sampled_from([0.0, 0.005, 0.02, 1.0, inf]),
+        priority=st.integers(0, 3),
+    )
+    def submit(self, rows: int, key: str, timeout: float, priority: int) -> None:
+        request, _ = make_request(
+            [np.zeros((rows, 2), np.float32)], deadline=self.clock.now_s + timeout, priority=priority
+        )
         request.merge_key = key
         try:
             self.queue.submit(request)
         except (Overloaded, DeadlineExpired):
             return
         self.admitted.append(request)
+
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.05]))
+    def runs_take(self, seconds: float) -> None:
+        self.run_s = seconds
+
+    @rule(which=st.integers(0, 100))
+    def leave_and_be_heard(self, which: int) -> None:
+        inside = [request for request in self.admitted if request not in self.out]
+        if inside:
+            leaving = inside[which % len(inside)]
+            leaving.responder.cancelled = True  # type: ignore[misc]
+            action = self.queue.take_departed(leaving)
+            if action:
+                self.out += action.dropped
+                self.queue.finished(action, ran_whole=False)
 
     @rule(which=st.integers(0, 100))
     def leave(self, which: int) -> None:
@@ -196,7 +311,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert not request.responder.cancelled
         self.ran += action.batch
         self.out += action.batch + action.dropped
-        self.queue.finished(len(action.batch) + len(action.dropped))
+        self.clock.advance(self.run_s)
+        self.queue.finished(action, ran_whole=bool(action.batch))
 
     @invariant()
     def the_books_balance(self) -> None:
@@ -205,9 +321,11 @@ class QueueMachine(RuleBasedStateMachine):
         inside = [request for request in self.admitted if request not in self.out]
         assert self.queue.depth <= min(len(inside), 6)
         assert 0 <= self.queue.nbytes <= 80
-        for key in "ab":
-            order = [self.admitted.index(request) for request in self.ran if request.merge_key == key and request.rows]
-            assert order == sorted(order)
+        places: dict[object, list[int]] = {}
+        for request in self.ran:
+            if request.rows:
+                places.setdefault((request.merge_key, request.rank), []).append(self.admitted.index(request))
+        assert all(order == sorted(order) for order in places.values())
 
     def teardown(self) -> None:
         while self.queue.depth:

@@ -14,6 +14,7 @@ from forwardpass_server.runtime.fake import FakeSession
 from forwardpass_server.scheduling.fake import FakeClock, FakeResponder, make_request
 from forwardpass_server.scheduling.request import Array, Inputs, Request
 from forwardpass_server.scheduling.runner import Run, Runner
+from forwardpass_server.scheduling.termination import Termination
 
 POISON = -1.0
 
@@ -44,7 +45,7 @@ def test_a_batch_is_one_run_and_everybody_gets_their_row() -> None:
 def test_stamps_are_set_on_the_way() -> None:
     clock = FakeClock()
 
-    def run(inputs: Inputs, outputs: Sequence[int]) -> list[Array]:
+    def run(inputs: Inputs, outputs: Sequence[int], _: Termination | None = None) -> list[Array]:
         clock.advance(0.25)
         assert inputs[0] is not None
         return [inputs[0]]
@@ -108,7 +109,7 @@ def test_who_leaves_or_expires_while_halves_are_run_is_not_run_again() -> None:
     requests, callers = batch_of([POISON, 1, 2, 3], clock)
     requests[3].deadline = clock.now_s + 0.5
 
-    def run(inputs: Inputs, outputs: Sequence[int]) -> list[Array]:
+    def run(inputs: Inputs, outputs: Sequence[int], _: Termination | None = None) -> list[Array]:
         callers[2].cancelled = True
         clock.advance(1)
         return session.run(inputs, outputs)
@@ -130,7 +131,7 @@ def test_who_left_during_the_run_gets_no_outputs_and_mates_do() -> None:
     clock = FakeClock()
     requests, callers = batch_of([1, 2], clock)
 
-    def run(inputs: Inputs, outputs: Sequence[int]) -> list[Array]:
+    def run(inputs: Inputs, outputs: Sequence[int], _: Termination | None = None) -> list[Array]:
         callers[0].cancelled = True
         assert inputs[0] is not None
         return [inputs[0]]
@@ -149,6 +150,7 @@ def test_the_dropped_are_told_why_and_counted() -> None:
     runner, statistics = runner_of(session.run, clock)
     requests, (late, gone) = batch_of([1, 2], clock)
     gone.cancelled = True
+    requests[0].deadline = clock.now_s + 0.2
     clock.advance(0.3)
     runner.drop(requests)
     assert isinstance(late.error, DeadlineExpired)
@@ -160,7 +162,7 @@ def test_the_dropped_are_told_why_and_counted() -> None:
 
 
 def test_an_exception_that_no_session_should_raise_fails_the_request_and_not_the_thread() -> None:
-    def run(inputs: Inputs, outputs: Sequence[int]) -> list[Array]:
+    def run(inputs: Inputs, outputs: Sequence[int], _: Termination | None = None) -> list[Array]:
         raise ZeroDivisionError("a bug")
 
     clock = FakeClock()

@@ -1,15 +1,19 @@
 """A version's scheduler as the rest of the server sees it, on threads and inline."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forwardpass_server.errors import (
     CallCancelled,
     DeadlineExpired,
+    InvalidRequest,
     NotReady,
     Overloaded,
     RunFailed,
@@ -21,6 +25,7 @@ from forwardpass_server.scheduling.fake import FakeClock, FakeResponder, make_re
 from forwardpass_server.scheduling.policy import Limits
 from forwardpass_server.scheduling.request import Array, Inputs
 from forwardpass_server.scheduling.scheduler import Scheduler
+from forwardpass_server.scheduling.watchdog import Watchdog
 from forwardpass_server.tensors.dtypes import FP32
 from forwardpass_server.tensors.signature import Signature, TensorSpec
 
@@ -52,6 +57,8 @@ class Made:
         inline: InlineLoop | None = None,
         clock: FakeClock | None = None,
         instances: int = 1,
+        watchdog: Watchdog | None = None,
+        finite: bool = False,
         **limits: float,
     ) -> None:
         self.session = FakeSession(both, poison=-1)
@@ -62,6 +69,8 @@ class Made:
             signature,
             limits=Limits(**{"max_rows": 8, **limits}),  # type: ignore[arg-type]
             inline=inline,
+            watchdog=watchdog,
+            finite=finite,
             clock_ns=self.clock,
         )
 
@@ -236,12 +245,134 @@ def test_closing_fails_those_who_wait_and_lets_the_run_end() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "m-0"]
 
 
-def test_a_run_that_never_ends_is_reported_and_can_be_terminated() -> None:
+def test_closing_ends_a_run_that_would_not_end() -> None:
     made = Made()
     stuck = made.block()
-    assert made.scheduler.close(0.01) is False
-    made.session.terminate()
-    assert isinstance(stuck.wait().error, RunFailed)
+    assert made.scheduler.close(0.01)
+    assert isinstance(stuck.wait().error, Stopping)
+
+
+def test_a_run_that_does_not_even_end_when_told_to_is_reported() -> None:
+    deaf, begun = threading.Event(), threading.Event()
+
+    def run(inputs: Inputs, _outputs: object, _termination: object = None) -> list[np.ndarray]:
+        begun.set()
+        deaf.wait(30)
+        return both(inputs)[:1]
+
+    scheduler = Scheduler("m", [run], FIXED, limits=Limits())
+    request, caller = make_request([np.ones((1, 2), np.float32)])
+    scheduler.submit(request)
+    assert begun.wait(10)
+    assert scheduler.close(0.01) is False
+    deaf.set()
+    assert caller.wait().outputs
+    assert scheduler.close()
+
+
+class TestDeparture:
+    def test_out_of_the_queue_at_once(self, made: Made) -> None:
+        made.block()
+        staying, leaving = made.submit(1), made.submit(2)
+        leaving.leave()
+        assert isinstance(leaving.error, CallCancelled)
+        assert (made.scheduler.depth, made.scheduler.inflight) == (1, 2)
+        made.session.release()
+        assert staying.wait().outputs
+        assert [run.rows for run in made.session.runs] == [1, 1]
+
+    def test_a_run_goes_on_while_one_rider_is_left_and_ends_with_the_last(self, made: Made) -> None:
+        blocker = made.block()
+        riders = [made.submit(1), made.submit(2)]
+        blocker.leave()
+        assert isinstance(blocker.wait().error, CallCancelled)
+        assert made.session.wait_runs(2)
+        riders[0].leave()
+        assert not riders[0].answers, "the run goes on for the other, so nothing is known of it yet"
+        riders[1].leave()
+        assert [type(rider.wait().error) for rider in riders] == [CallCancelled] * 2
+        assert made.scheduler.drain(10)
+        assert made.scheduler.statistics.snapshot().outcomes["canceled"] == 3
+
+    def test_one_that_leaves_because_its_time_is_up_has_expired(self, made: Made) -> None:
+        made.block()
+        leaving = made.submit(2, timeout_s=0.005)
+        leaving.leave()
+        assert isinstance(leaving.error, DeadlineExpired)
+        assert made.scheduler.statistics.snapshot().outcomes["expired"] == 1
+
+
+def test_the_watchdog_ends_a_run_over_the_limit_and_no_other() -> None:
+    clock = FakeClock()
+    watchdog = Watchdog(2.0, clock)
+    made = Made(clock=clock, watchdog=watchdog)
+    stuck = made.block()
+    clock.advance(1.9)
+    watchdog.look()
+    assert not stuck.answers
+    clock.advance(0.2)
+    watchdog.look()
+    watchdog.look()
+    assert isinstance(stuck.wait().error, DeadlineExpired)
+    assert "ended after 2 s (--max-run-s)" in str(stuck.error)
+    made.session.release()
+    assert made.submit(1).wait().outputs
+    watchdog.look()
+    assert made.scheduler.close()
+    assert not watchdog.watched
+
+
+def test_the_watchdogs_thread_looks_by_itself_and_ends() -> None:
+    clock = FakeClock()
+    watchdog = Watchdog(0.01, clock)
+    made = Made(clock=clock, watchdog=watchdog)
+    stuck = made.block()
+    clock.advance(0.02)
+    watchdog.start()
+    assert isinstance(stuck.wait().error, DeadlineExpired)
+    watchdog.stop()
+    made.session.release()
+    assert made.scheduler.close()
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_only_the_request_whose_answer_is_not_finite_fails_where_that_is_asked_for(finite: bool) -> None:
+    made = Made(finite=finite)
+    made.block()
+    good, bad, infinite = made.submit(1), made.submit(np.nan), made.submit(np.inf)
+    made.session.release()
+    assert good.wait().outputs
+    for caller in (bad.wait(), infinite.wait()):
+        assert isinstance(caller.error, InvalidRequest) if finite else caller.outputs
+    assert made.scheduler.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["submit", "submit", "submit", "leave", "time"]),
+            st.integers(0, 50),
+            st.sampled_from([0.002, 0.05, 5.0]),
+        ),
+        max_size=60,
+    ),
+    st.integers(1, 3),
+)
+def test_whatever_happens_every_request_is_answered_once(steps: list[tuple[str, int, float]], instances: int) -> None:
+    """With real threads, a clock that jumps, callers who leave, and values that poison their run."""
+    made = Made(instances=instances, max_requests=20, max_rows=4)
+    callers: list[FakeResponder] = []
+    for kind, which, seconds in steps:
+        if kind == "time":
+            made.clock.advance(seconds)
+        elif kind == "leave" and callers:
+            callers[which % len(callers)].leave()
+        elif kind == "submit":
+            with contextlib.suppress(Overloaded, DeadlineExpired):
+                callers.append(made.submit(-1 if which == 7 else float(which), timeout_s=seconds))
+    assert made.scheduler.drain(20)
+    assert [caller.answers for caller in callers] == [1] * len(callers)
     assert made.scheduler.close()
 
 
