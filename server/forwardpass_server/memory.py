@@ -1,0 +1,67 @@
+"""Memory that large requests have freed goes back to the system.
+
+The C library keeps what was freed for its next allocation: for each of its arenas (one a thread, up to eight a core)
+the most that it ever held. A server that has unpacked a 64 MiB message in each of grpcio's threads so keeps hundreds of
+megabytes for ever, and its container needs a limit to match. `malloc_trim` gives all of it back. Measured (glibc 2.36,
+two cores): 0.1 ms where there is nothing to give, 5 to 17 ms after 64 MiB messages.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+GROWTH_SHARE = 0.02
+"""How much resident memory must have grown since the last time, to be worth a look."""
+
+_STATM = Path("/proc/self/statm")
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where the system does not say."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def trimmer() -> Callable[[], object] | None:
+    """What gives free memory back; None where the C library has no such thing (musl, macOS)."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None
+    return lambda: trim(0)
+
+
+class Memory:
+    """Gives memory back when it has grown and nobody is served. Used by one thread.
+
+    Args:
+        resident: bytes of resident memory now.
+        trim: gives free memory back; None for never.
+    """
+
+    def __init__(self, resident: Callable[[], int], trim: Callable[[], object] | None) -> None:
+        self._resident = resident
+        self._trim = trim
+        self._settled = 0
+
+    def tend(self, *, idle: bool) -> bool:
+        """Look, and give back if it is worth it. Costs some 20 µs when it is not.
+
+        Args:
+            idle: nothing is in flight. A trim locks one arena after the other, and would hold up a request.
+
+        Returns:
+            Whether memory was given back.
+        """
+        if self._trim is None or not idle:
+            return False
+        resident = self._resident()
+        if resident <= self._settled * (1 + GROWTH_SHARE):
+            self._settled = min(self._settled, resident)
+            return False
+        self._trim()
+        self._settled = self._resident()
+        return True
