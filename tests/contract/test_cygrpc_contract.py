@@ -266,8 +266,8 @@ def test_no_message_is_none_and_success_tells_a_half_close_from_one_too_large() 
         assert empty.result() == b"2"
 
 
-def test_the_close_of_a_cancelled_stream_follows_its_last_message_at_once() -> None:
-    """What tells a half-close from a caller that left: both events are ready in one round."""
+def test_a_caller_that_leaves_a_stream_gives_no_message_and_a_close() -> None:
+    """Both events come, the first looking like a half-close; what tells them apart is the second."""
     with ground() as it:
         it.post()
         hold = threading.Event()

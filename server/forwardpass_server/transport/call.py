@@ -155,7 +155,7 @@ class StreamHandler(Protocol):
         """One message from the caller."""
 
     def on_half_close(self) -> None:
-        """The caller has said all it will say; it still listens."""
+        """The caller has said all it will say; it still listens, unless `on_cancel` follows at once."""
 
     def on_cancel(self) -> None:
         """The caller left before the stream was finished; nothing more arrives and nothing more can be sent."""

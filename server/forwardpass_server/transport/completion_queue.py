@@ -7,6 +7,7 @@ CANCELLED. Here enough `request_call`s are posted at all times: every call reach
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.transport import core, sockets
@@ -61,6 +62,7 @@ class CompletionQueueServer:
         self._unknown = unknown
         self._refusal: Refusal | None = None
         self._raw: core.RawServer | None = None
+        self._post: Callable[[], object] = _not_running
         self._shut_down = False
         self._running = False
         self._ended = threading.Event()
@@ -126,6 +128,7 @@ class CompletionQueueServer:
                 raise RuntimeError("bind() comes before run(), and run() comes once")
             self._running = True
         raw = self._raw
+        self._post = partial(raw.request_call, self._loop.queue, self._loop.queue, self._on_call)
         raw.start()
         for _ in range(self.options.posted_calls):
             self._post()
@@ -196,17 +199,13 @@ class CompletionQueueServer:
 
     # The calls.
 
-    def _post(self) -> None:
-        assert self._raw is not None
-        self._raw.request_call(self._loop.queue, self._loop.queue, self._on_call)
-
     def _on_call(self, event: core.CallEvent) -> None:
         if not event.success:
             return  # a posted request that came back at shutdown
         loop = self._loop
         loop.bell.latest_call = event.call
         if not self._shut_down:
-            self._raw.request_call(loop.queue, loop.queue, self._on_call)  # type: ignore[union-attr]  # bound, or no call
+            self._post()
         stats = loop.stats
         if self._refusal is not None:
             self._refuse(event.call, self._refusal)
@@ -244,6 +243,10 @@ class CompletionQueueServer:
         )
         if error != core.OK:
             logger.error("the core refused to refuse a call (error %d)", error)
+
+
+def _not_running() -> None:
+    raise RuntimeError("calls are posted by run()")
 
 
 def _refused(_event: core.BatchEvent) -> None:

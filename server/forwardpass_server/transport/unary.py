@@ -13,6 +13,13 @@ from urllib.parse import unquote
 from forwardpass_server.transport import core
 from forwardpass_server.transport.answer import checked_code, checked_metadata, status_message
 from forwardpass_server.transport.call import AlreadyAnswered, Metadata, OnError, UnaryHandler
+from forwardpass_server.transport.core import (  # by name: the hot path looks each up once
+    ReceiveClose,
+    ReceiveMessage,
+    SendInitialMetadata,
+    SendMessage,
+    SendStatus,
+)
 from forwardpass_server.transport.loop import Loop
 
 UNIMPLEMENTED = 12
@@ -57,9 +64,9 @@ class UnaryCall:
         self.received_ns = 0
         self.deadline = monotonic_deadline(request.call_details.deadline)
         loop.stats.calls_started += 1
-        refused = raw.start_server_batch((core.ReceiveMessage(core.NO_FLAGS),), self._on_message)
-        if refused:
-            raise RuntimeError(f"the core refused to receive a message (error {refused})")
+        error = raw.start_server_batch((ReceiveMessage(0),), self._on_message)
+        if error:
+            raise RuntimeError(f"the core refused to receive a message (error {error})")
 
     @property
     def method(self) -> str:
@@ -96,21 +103,11 @@ class UnaryCall:
             checked_metadata(trailers)
         if metadata:
             checked_metadata(metadata)
-        return self._answer(
-            (
-                core.SendInitialMetadata(metadata, core.NO_FLAGS),
-                core.SendMessage(body, core.NO_FLAGS),
-                core.SendStatus(trailers, 0, b"", core.NO_FLAGS),
-            )
-        )
+        return self._answer((SendInitialMetadata(metadata, 0), SendMessage(body, 0), SendStatus(trailers, 0, b"", 0)))
 
     def fail(self, code: int, message: str, trailers: Metadata = ()) -> bool:
-        return self._answer(
-            (
-                core.SendInitialMetadata((), core.NO_FLAGS),
-                core.SendStatus(checked_metadata(trailers), checked_code(code), status_message(message), core.NO_FLAGS),
-            )
-        )
+        status = SendStatus(checked_metadata(trailers), checked_code(code), status_message(message), 0)
+        return self._answer((SendInitialMetadata((), 0), status))
 
     def watch(self) -> None:
         """Ask the core to say when the caller leaves, unless the answer is on its way (it asks as well). Any thread."""
@@ -118,7 +115,7 @@ class UnaryCall:
             if self._answered or self._watched or self._loop.closed:
                 return
             self._watched = True
-            self._raw.start_server_batch((core.ReceiveClose(core.NO_FLAGS),), self._on_close)
+            self._raw.start_server_batch((ReceiveClose(0),), self._on_close)
 
     def _answer(self, operations: core.Operations) -> bool:
         with self._loop.lock:
@@ -128,10 +125,10 @@ class UnaryCall:
                 self._answered = True
                 return False
             if not self._watched:
-                operations += (core.ReceiveClose(core.NO_FLAGS),)
-            refused = self._raw.start_server_batch(operations, self._on_answered)
-            if refused:
-                raise RuntimeError(f"the core refused the answer to {self.method} (error {refused})")
+                operations += (ReceiveClose(0),)
+            error = self._raw.start_server_batch(operations, self._on_answered)
+            if error:
+                raise RuntimeError(f"the core refused the answer to {self.method} (error {error})")
             self._answered = True
         return True
 

@@ -89,3 +89,14 @@ def test_many_calls_leave_no_objects_threads_or_descriptors(serve: Serve) -> Non
     assert len(gc.get_objects()) < objects + 200
     assert threading.active_count() <= threads
     assert len(os.listdir("/dev/fd")) <= descriptors
+
+
+def test_connections_that_close_leave_no_descriptor(serve: Serve) -> None:
+    """The latest call is kept as the loop's bell; its connection must not stay open for it."""
+    served = serve({ECHO: echo})
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(20):
+        channel = served.channel()
+        assert channel.unary_unary(ECHO)(b"1", timeout=10) == b"1"
+        channel.close()
+    assert wait_until(lambda: len(os.listdir("/dev/fd")) <= before)

@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 import pytest
@@ -47,7 +48,7 @@ def test_a_caller_that_leaves_is_noticed_while_its_call_waits(serve: Serve) -> N
     assert wait_until(lambda: desk.left == desk.calls)
     assert time.monotonic() - began < 5
     assert desk.left_on == {"loop"}
-    assert desk.calls[0].cancelled is True
+    assert wait_until(lambda: desk.calls[0].cancelled)
     assert served.quiet()
     assert served.server.stats.calls_cancelled == 1
 
@@ -170,6 +171,10 @@ def test_a_call_cancelled_before_its_message_is_released(serve: Serve) -> None:
     assert served.quiet()
 
 
+def has_begun(served: Served, calls: int) -> bool:
+    return served.server.stats.calls_started == calls
+
+
 @pytest.mark.parametrize("when", ["at once", "in the handler", "racing the answer"])
 def test_a_thousand_callers_that_leave_each_end_once_and_leave_nothing(serve: Serve, when: str) -> None:
     desk = Desk()
@@ -185,7 +190,7 @@ def test_a_thousand_callers_that_leave_each_end_once_and_leave_nothing(serve: Se
     for count in range(1000):
         future = multi.future(b"")
         if when != "at once":
-            assert wait_until(lambda told=served.server.stats, want=count: told.calls_started > want)
+            assert wait_until(partial(has_begun, served, count + 1))
         future.cancel()
     assert served.quiet()
     stats = served.server.stats

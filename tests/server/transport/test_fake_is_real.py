@@ -253,13 +253,14 @@ def test_a_second_answer_raises(world: MakeWorld) -> None:
 
     def twice(call: Call, body: bytes) -> None:
         call.reply(body)
-        for again in (lambda: call.reply(body), lambda: call.fail(3, "")):
-            with pytest.raises(AlreadyAnswered):
-                again()
-            raised.append(True)
+        with pytest.raises(AlreadyAnswered):
+            call.reply(body)
+        with pytest.raises(AlreadyAnswered):
+            call.fail(3, "")
+        raised.append(True)
 
     assert world(twice).begin(b"1").outcome().body == b"1"
-    assert wait_until(lambda: raised == [True, True])
+    assert wait_until(lambda: raised == [True])
 
 
 def test_another_thread_may_answer(world: MakeWorld) -> None:
@@ -307,7 +308,7 @@ def test_a_caller_that_leaves_is_heard_and_answering_it_is_false(world: MakeWorl
     assert not calls[0].cancelled
     pending.cancel()
     assert wait_until(lambda: heard == ["left"])
-    assert calls[0].cancelled
+    assert wait_until(lambda: calls[0].cancelled)
     calls[0].on_cancel(lambda: heard.append("at once"))
     assert heard == ["left", "at once"]
     assert calls[0].reply(b"") is False
@@ -429,7 +430,7 @@ def test_a_caller_that_leaves_a_stream_is_heard_and_sending_to_it_is_false(world
     stream.say(b"1")
     assert factory.heard(b"1")
     stream.cancel()
-    assert factory.heard(b"1", "cancel")
+    assert wait_until(lambda: factory.talks[0].heard in ([b"1", "cancel"], [b"1", "half-close", "cancel"]))
     call = factory.talks[0].call
     assert call.cancelled
     assert call.send(b"") is False

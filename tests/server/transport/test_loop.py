@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -30,7 +31,11 @@ def rings(served: Served, count: int) -> None:
         served.server.call_soon(ran.set)
         assert ran.wait(WAIT_S)
         assert time.monotonic() - began < 5
-        assert wait_until(lambda before=passes: served.server.stats.loop_passes > before)
+        assert wait_until(partial(has_passed, served, passes))
+
+
+def has_passed(served: Served, passes: int) -> bool:
+    return served.server.stats.loop_passes > passes
 
 
 def test_a_sleeping_loop_is_woken_before_the_first_call_and_after_it(serve: Serve) -> None:
@@ -53,9 +58,13 @@ def test_what_threads_give_runs_once_each_in_their_order_on_the_loop(serve: Serv
     ran: list[tuple[int, int]] = []
     names: set[str] = set()
 
+    def note(number: int, n: int) -> None:
+        ran.append((number, n))
+        names.add(threading.current_thread().name)
+
     def give(number: int) -> None:
         for n in range(500):
-            served.server.call_soon(lambda n=n: (ran.append((number, n)), names.add(threading.current_thread().name)))
+            served.server.call_soon(partial(note, number, n))
 
     threads = [threading.Thread(target=give, args=(number,)) for number in range(4)]
     for thread in threads:

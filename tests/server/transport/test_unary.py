@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 import grpc.aio
@@ -42,7 +43,7 @@ def test_an_asyncio_client_is_served_as_well(serve: Serve) -> None:
     async def ask() -> list[bytes]:
         async with grpc.aio.insecure_channel(served.target) as channel:
             multi = channel.unary_unary(ECHO)
-            return await asyncio.gather(*(multi(b"%d" % n, timeout=10) for n in range(100)))
+            return list(await asyncio.gather(*(multi(b"%d" % n, timeout=10) for n in range(100))))
 
     assert asyncio.run(ask()) == [b"%d" % n for n in range(100)]
 
@@ -198,6 +199,10 @@ def test_a_second_answer_raises_and_the_first_stands(
     assert [str(error) for error in raised] == [f"{ECHO} was answered twice"]
 
 
+def has_told(wins: list[int], losses: list[int], count: int) -> bool:
+    return len(wins) + len(losses) == count
+
+
 def test_of_many_threads_that_answer_at_once_exactly_one_wins(serve: Serve) -> None:
     wins: list[int] = []
     losses: list[int] = []
@@ -219,7 +224,7 @@ def test_of_many_threads_that_answer_at_once_exactly_one_wins(serve: Serve) -> N
     multi = serve({ECHO: race}).unary(ECHO)
     for count in range(1, 31):
         body = multi(b"", timeout=10)
-        assert wait_until(lambda told=count * 8: len(wins) + len(losses) == told)
+        assert wait_until(partial(has_told, wins, losses, count * 8))
         assert wins[-1] == int(body)
         assert len(wins) == count
 
@@ -286,7 +291,7 @@ def test_metadata_that_http2_cannot_carry_is_refused_and_the_call_can_still_be_a
     serve: Serve, trailers: tuple[tuple[str, str]], words: str, where: str
 ) -> None:
     def handler(call: Call, body: bytes) -> None:
-        call.reply(body, **{where: trailers})  # type: ignore[arg-type]
+        call.reply(body, **{where: trailers})
 
     assert words in refusal(serve({ECHO: handler}).unary(ECHO)).details()
 
