@@ -237,8 +237,8 @@ class BidiCall:
         self._reading = False
         body = event.batch_operations[0].message()
         if body is None:
-            # NOTE: the core says None for a half-close and for a caller that left; in the second case the close follows,
-            # nearly always within the round. No success: the message was too large, and the caller is gone.
+            # NOTE: the core says None for a half-close and for a caller that left; in the second case the close
+            # follows, nearly always within the round. No success: too large a message, and the caller is gone.
             if event.success and not self._loop.closed and not self._half_closing:
                 self._half_closing = True
                 self._loop.call_soon(self._deliver_half_close)
