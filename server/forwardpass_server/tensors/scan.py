@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from forwardpass_server.errors import InvalidRequest
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
-"""Wire types. Groups (3, 4) are not accepted: no field of the protocol has ever been one."""
+VARINT, FIXED64, LENGTH, GROUP, GROUP_END, FIXED32 = range(6)
+"""Wire types. No field of the protocol is a group, but an unknown one may be, and is passed over as such."""
+GROUP_DEPTH_MAX = 100
+"""How deep groups may lie in groups; protobuf's own limit."""
 
 
 class Field(NamedTuple):
@@ -54,20 +56,54 @@ def fields(data: bytes, at: int, stop: int) -> Iterator[Field]:
         if wire_type == LENGTH:
             length, start = varint(data, start, stop)
             end = start + length
-        elif wire_type == VARINT:
-            _, end = varint(data, start, stop)
-        elif wire_type == FIXED32:
-            end = start + 4
-        elif wire_type == FIXED64:
-            end = start + 8
+        elif wire_type == GROUP:
+            end = _group_end(data, start, stop, number)
         else:
-            raise InvalidRequest(f"malformed message: wire type {wire_type} at byte {at}")
+            end = _value_end(data, at, start, stop, wire_type)
         if number == 0:
             raise InvalidRequest(f"malformed message: field number 0 at byte {at}")
         if end > stop:
             raise InvalidRequest(f"malformed message: field {number} at byte {at} is {end - stop} bytes short")
         yield Field(number, wire_type, at, start, end)
         at = end
+
+
+def _value_end(data: bytes, at: int, start: int, stop: int, wire_type: int) -> int:
+    """Where a value of fixed or varying width ends, perhaps past `stop`; its tag stands at `at`."""
+    if wire_type == VARINT:
+        return varint(data, start, stop)[1]
+    if wire_type == FIXED32:
+        return start + 4
+    if wire_type == FIXED64:
+        return start + 8
+    raise InvalidRequest(f"malformed message: wire type {wire_type} at byte {at}")
+
+
+def _group_end(data: bytes, at: int, stop: int, number: int) -> int:
+    """Where the group of field `number` ends, whose first field begins at `at`."""
+    open_groups = [number]
+    while open_groups:
+        if at >= stop:
+            raise InvalidRequest(f"malformed message: group {open_groups[-1]} has no end")
+        tag, start = varint(data, at, stop)
+        wire_type = tag & 7
+        if wire_type == GROUP:
+            open_groups.append(tag >> 3)
+            if len(open_groups) > GROUP_DEPTH_MAX:
+                raise InvalidRequest(
+                    f"malformed message: more than {GROUP_DEPTH_MAX} groups in each other at byte {at}"
+                )
+            at = start
+        elif wire_type == GROUP_END:
+            if tag >> 3 != open_groups.pop():
+                raise InvalidRequest(f"malformed message: the end of group {tag >> 3} at byte {at} ends another")
+            at = start
+        elif wire_type == LENGTH:
+            length, start = varint(data, start, stop)
+            at = start + length
+        else:
+            at = _value_end(data, at, start, stop, wire_type)
+    return at
 
 
 def prefix(number: int, length: int) -> bytes:

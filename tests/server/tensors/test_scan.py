@@ -39,6 +39,17 @@ def test_a_prefix_is_read_back(number: int, length: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "inside", [b"", b"\x08\x01", b"\x0a\x02\x0c\x0c", b"\x0d\0\0\0\0", b"\x13\x0b\x0c\x14", b"\x09" + bytes(8)]
+)
+def test_an_unknown_group_is_one_field(inside: bytes) -> None:
+    data = b"\x0b" + inside + b"\x0c"
+    assert scanned(data + b"\x10\x05") == [
+        scan.Field(1, scan.GROUP, 0, 1, len(data)),
+        scan.Field(2, scan.VARINT, len(data), len(data) + 1, len(data) + 2),
+    ]
+
+
+@pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"\xff" * 11, "has no end"),
@@ -47,7 +58,13 @@ def test_a_prefix_is_read_back(number: int, length: int) -> None:
         (b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "bytes short"),
         (b"\x0d\x00", "3 bytes short"),
         (b"\x09\x00", "7 bytes short"),
-        (b"\x0b\x0c", "wire type 3"),
+        (b"\x0c", "wire type 4"),
+        (b"\x0b", "group 1 has no end"),
+        (b"\x0b\x08\x01", "group 1 has no end"),
+        (b"\x0b\x14", "the end of group 2 at byte 1 ends another"),
+        (b"\x0b\x0f\x0c", "wire type 7"),
+        (b"\x0b\x0a\x7f\x0c", "group 1 has no end"),
+        (b"\x0b" * 101 + b"\x0c" * 101, "more than 100 groups"),
         (b"\x0f", "wire type 7"),
         (b"\x02\x00", "field number 0"),
     ],
