@@ -38,6 +38,7 @@ from forwardpass_server.runtime import child, control_flow, providers
 from forwardpass_server.runtime.session import Session, SessionOptions
 from forwardpass_server.scheduling.executor import InlineLoop
 from forwardpass_server.scheduling.watchdog import Watchdog
+from forwardpass_server.tensors.shared_memory import SharedMemory
 from forwardpass_server.tensors.signature import Signature
 from forwardpass_server.transport import credentials, sockets
 from forwardpass_server.transport.completion_queue import CompletionQueueServer, unknown_method
@@ -99,7 +100,12 @@ class Server:
         self._watchdog = None if config.max_run_s is None else Watchdog(config.max_run_s)
         load = Loader(_rules(config), OnnxRuntime(self._plan, config), inline, self._watchdog)
         self._models = ModelManager(_watch(config), load, strict_readiness=config.strict_readiness)
-        built = services.build(self._models, server_version=__version__, enable_reflection=config.enable_reflection)
+        built = services.build(
+            self._models,
+            server_version=__version__,
+            enable_reflection=config.enable_reflection,
+            memory=SharedMemory(int(config.max_queue_mib * MIB)) if config.enable_shared_memory else None,
+        )
         self._health = built.health
         versions = {"version": __version__, "onnxruntime": providers.VERSION, "device": self._plan.device}
         self._metrics = Metrics(methods=[*built.unary, *built.streams], build=versions)

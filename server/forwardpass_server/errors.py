@@ -1,10 +1,11 @@
-"""Everything that can go wrong, as one small tree. Core code raises these; `rpc.status` alone turns them into gRPC codes.
+"""Everything that can go wrong, as one small tree. Core code raises these; `rpc.status` alone makes them gRPC codes.
 
     ForwardpassError
     ├── CallerError               the caller can mend it
     │   ├── InvalidRequest          malformed, or not what the model takes
     │   ├── TooLarge                beyond a stated limit of size
     │   ├── NotFound                no such model or version
+    │   ├── AlreadyExists           the name is taken
     │   ├── NotImplementedHere      an rpc or feature that this server does not have
     │   ├── Unauthenticated         no credentials, or wrong ones
     │   ├── PermissionDenied        good credentials, forbidden rpc
@@ -42,6 +43,10 @@ class TooLarge(CallerError):
 
 class NotFound(CallerError):
     """No such model or version."""
+
+
+class AlreadyExists(CallerError):
+    """The name is taken."""
 
 
 class NotImplementedHere(CallerError):

@@ -27,6 +27,7 @@ class LoadedVersion:
         proved: golden examples were replayed on this device.
         sha256: of the ONNX file.
         properties: the file's metadata, and what the server found out about it.
+        labels: the names of the classes of each output that has some.
         release_session: frees the session; no run may be in progress.
     """
 
@@ -41,6 +42,7 @@ class LoadedVersion:
     properties: Mapping[str, str]
     release_session: Callable[[], None] = field(repr=False)
     platform: str = PLATFORM
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         return f"version {self.number} of {self.model!r}"

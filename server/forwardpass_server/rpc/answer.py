@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from forwardpass_server.errors import CallerError
 from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.rpc import outputs as forms
 from forwardpass_server.rpc import status, timing
 from forwardpass_server.scheduling.request import Array, Request
 from forwardpass_server.tensors.wire import Encoder
@@ -39,7 +41,7 @@ class Answer:
         timed: the caller wants to know where its time went.
     """
 
-    __slots__ = ("_caller", "_clock_ns", "_encoder", "_lease", "_request_id", "_timed")
+    __slots__ = ("_caller", "_clock_ns", "_encoder", "_lease", "_request_id", "_timed", "forms")
 
     def __init__(
         self,
@@ -57,6 +59,8 @@ class Answer:
         self._encoder = encoder
         self._clock_ns = clock_ns
         self._timed = timed
+        self.forms = forms.AS_THEY_ARE
+        """How the outputs are wanted; set before the request is submitted."""
 
     @property
     def cancelled(self) -> bool:
@@ -68,15 +72,15 @@ class Answer:
     def succeed(self, outputs: Sequence[Array], request: Request) -> None:
         version = self._lease.version
         specs = version.signature.outputs
-        body = self._encoder.encode(
-            model_name=version.model,
-            model_version=str(version.number),
-            request_id=self._request_id,
-            outputs=[
-                (specs[index].name, specs[index].dtype, array)
-                for index, array in zip(request.outputs, outputs, strict=True)
-            ],
-        )
+        named = [
+            (specs[index].name, specs[index].dtype, array)
+            for index, array in zip(request.outputs, outputs, strict=True)
+        ]
+        try:
+            body = forms.encode(self._encoder, version, self._request_id, named, self.forms)
+        except CallerError as error:  # the model has answered; what failed is between the caller and its memory
+            self.fail(error)
+            return
         request.timeline.encoded_ns = self._clock_ns()
         # False would say that the caller has left, and that nobody is left to tell.
         self._caller.reply(body, timing.trailer(request.timeline, version) if self._timed else ())

@@ -1,16 +1,18 @@
 """ModelInfer: decode, lease, check, submit; and, when the model has run, `answer`: encode, reply."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from forwardpass_server.errors import CallerError
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.manager import ModelManager
 from forwardpass_server.observe.timeline import Timeline
-from forwardpass_server.rpc import parameters, timing
+from forwardpass_server.rpc import outputs, parameters, timing
 from forwardpass_server.rpc.answer import Answer, Caller
+from forwardpass_server.rpc.parameters import Place
 from forwardpass_server.scheduling.request import Request
 from forwardpass_server.tensors.infer_request import InferRequest
+from forwardpass_server.tensors.shared_memory import Part, SharedMemory
 from forwardpass_server.tensors.wire import Decoder, Encoder
 from forwardpass_server.transport.call import Call
 
@@ -21,15 +23,22 @@ class Infer:
     Args:
         models: who leases versions.
         decoder, encoder: with their memories of what recurs.
+        memory: the regions of shared memory; None where there is none.
         clock_ns: the monotonic clock.
     """
 
     def __init__(
-        self, models: ModelManager, decoder: Decoder, encoder: Encoder, clock_ns: Callable[[], int] = time.monotonic_ns
+        self,
+        models: ModelManager,
+        decoder: Decoder,
+        encoder: Encoder,
+        memory: SharedMemory | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._models = models
         self._decoder = decoder
         self._encoder = encoder
+        self._memory = memory
         self._clock_ns = clock_ns
 
     def __call__(self, call: Call, body: bytes) -> None:
@@ -48,29 +57,39 @@ class Infer:
         try:
             timed = timing.ASKED in caller.metadata
             answer = Answer(caller, lease, decoded.id, self._encoder, self._clock_ns, timed=timed)
-            lease.version.scheduler.submit(_checked(caller, decoded, lease.version, answer, timeline))
+            lease.version.scheduler.submit(self._checked(caller, decoded, lease.version, answer, timeline))
         except BaseException:
             lease.release()
             raise
 
+    def _checked(
+        self, caller: Caller, decoded: InferRequest, version: LoadedVersion, answer: Answer, timeline: Timeline
+    ) -> Request:
+        """The request as the scheduler takes it; one that does not fit the model is counted as the model's."""
+        try:
+            hints = parameters.read(decoded.head)
+            if hints.sources:
+                decoded.elsewhere = self._sources(hints.sources)
+            checked = version.signature.check(decoded)
+            answer.forms = outputs.forms(hints, version, checked.outputs, self._memory)
+        except CallerError as error:
+            version.scheduler.statistics.refused(error, caller.received_ns)
+            raise
+        return Request(
+            checked.inputs,
+            rows=checked.rows,
+            nbytes=checked.nbytes,
+            outputs=checked.outputs,
+            responder=answer,
+            timeline=timeline,
+            deadline=min(caller.deadline, caller.received_ns * 1e-9 + hints.timeout_s),
+            priority=hints.priority,
+        )
 
-def _checked(
-    caller: Caller, decoded: InferRequest, version: LoadedVersion, answer: Answer, timeline: Timeline
-) -> Request:
-    """The request as the scheduler takes it; one that does not fit the model is counted as the model's."""
-    try:
-        hints = parameters.read(decoded.head)
-        checked = version.signature.check(decoded)
-    except CallerError as error:
-        version.scheduler.statistics.refused(error, caller.received_ns)
-        raise
-    return Request(
-        checked.inputs,
-        rows=checked.rows,
-        nbytes=checked.nbytes,
-        outputs=checked.outputs,
-        responder=answer,
-        timeline=timeline,
-        deadline=min(caller.deadline, caller.received_ns * 1e-9 + hints.timeout_s),
-        priority=hints.priority,
-    )
+    def _sources(self, places: Mapping[int, Place]) -> Mapping[int, Part]:
+        """Where the inputs are that are not in the message."""
+        regions = outputs.regions(self._memory)
+        return {
+            index: regions.part(place.region, place.offset, place.nbytes, f"input {index}")
+            for index, place in places.items()
+        }

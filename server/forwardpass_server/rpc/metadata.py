@@ -15,7 +15,6 @@ EXTENSION_OF = {
     "ModelConfig": "model_configuration",
     "RepositoryModelLoad": "model_repository",
     "SystemSharedMemoryRegister": "system_shared_memory",
-    "CudaSharedMemoryRegister": "cuda_shared_memory",
     "TraceSetting": "trace",
     "LogSettings": "logging",
 }

@@ -1,17 +1,29 @@
 """The parameters of a request: what we honour, what we refuse by name, and what is nobody's business but the model's.
 
 A feature that would change an answer is refused when we do not have it; a hint, or a key of the caller's own, is not.
+What was read is noted in the head, which recurs.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from forwardpass_server.errors import InvalidRequest, NotImplementedHere
-from forwardpass_server.tensors.heads import Head, Parameters
+from forwardpass_server.tensors.heads import REGION, Head, Parameters
 
-_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
-_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
+CLASSIFICATION = "classification"
+_BYTE_SIZE, _OFFSET = "shared_memory_byte_size", "shared_memory_offset"
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+
+
+class Place(NamedTuple):
+    """Where in shared memory a tensor is, or is to be."""
+
+    region: str
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +34,12 @@ class Hints:
     """As sent; 0 for the model's own."""
     timeout_s: float = math.inf
     """The longest it may take from its arrival, in seconds."""
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """How many of the largest values are wanted instead of an output, by its name."""
+    sources: Mapping[int, Place] = field(default_factory=dict)
+    """Where inputs are, by their place in the request."""
+    targets: Mapping[str, Place] = field(default_factory=dict)
+    """Where outputs are to be written, by name."""
 
 
 NONE = Hints()
@@ -36,14 +54,13 @@ def read(head: Head) -> Hints:
     """
     if not head.has_parameters:
         return NONE
-    for tensor in head.inputs:
-        _refuse_shared_memory(tensor.parameters, f"input '{tensor.name}'")
-    for output in head.outputs:
-        _refuse_shared_memory(output.parameters, f"output '{output.name}'")
-        if "classification" in output.parameters:
-            raise NotImplementedHere(
-                f"output '{output.name}': 'classification' is not served; ask for the tensor and take its top k"
-            )
+    hints: Hints | None = head.hints
+    if hints is None:
+        hints = head.hints = _read(head)
+    return hints
+
+
+def _read(head: Head) -> Hints:
     given = head.parameters
     for key in given:
         if key.startswith("triton_") and key != EMPTY_FINAL_RESPONSE:
@@ -54,17 +71,42 @@ def read(head: Head) -> Hints:
         if given.get(key):
             raise NotImplementedHere(f"'{key}': sequences are not served; send the model's state as tensors")
     timeout_us = _count(given, "timeout")
-    return Hints(_count(given, "priority"), timeout_us / 1e6 if timeout_us else math.inf)
+    sources = {
+        index: place
+        for index, tensor in enumerate(head.inputs)
+        if (place := _place(tensor.parameters, f"input '{tensor.name}'"))
+    }
+    classes, targets = {}, {}
+    for output in head.outputs:
+        where = f"output '{output.name}'"
+        if place := _place(output.parameters, where):
+            targets[output.name] = place
+        if CLASSIFICATION in output.parameters:
+            classes[output.name] = _count(output.parameters, CLASSIFICATION, where, least=1)
+            if place:
+                raise InvalidRequest(f"{where}: '{CLASSIFICATION}' does not go together with shared memory")
+    return Hints(_count(given, "priority"), timeout_us / 1e6 if timeout_us else math.inf, classes, sources, targets)
 
 
-def _refuse_shared_memory(parameters: Parameters, where: str) -> None:
-    for key in _SHARED_MEMORY:
-        if key in parameters:
-            raise NotImplementedHere(f"{where}: '{key}': shared memory is not served; send the tensor in the message")
+def _place(parameters: Parameters, where: str) -> Place | None:
+    """Where a tensor is, if it is in shared memory."""
+    if REGION not in parameters:
+        for key in (_BYTE_SIZE, _OFFSET):
+            if key in parameters:
+                raise InvalidRequest(f"{where}: parameter '{key}' without '{REGION}'")
+        return None
+    region = parameters[REGION]
+    if not isinstance(region, str) or not region:
+        raise InvalidRequest(f"{where}: parameter '{REGION}' is the name of a region, got {region!r}")
+    if _BYTE_SIZE not in parameters:
+        raise InvalidRequest(f"{where}: parameter '{REGION}' needs '{_BYTE_SIZE}'")
+    return Place(region, _count(parameters, _OFFSET, where), _count(parameters, _BYTE_SIZE, where))
 
 
-def _count(parameters: Parameters, key: str) -> int:
+def _count(parameters: Parameters, key: str, where: str = "", least: int = 0) -> int:
     value = parameters.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidRequest(f"parameter '{key}' is an integer from 0 up, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidRequest(
+            f"{where}{': ' * bool(where)}parameter '{key}' is an integer from {least} up, got {value!r}"
+        )
     return value

@@ -19,8 +19,10 @@ from forwardpass_server.rpc.messages import parse
 from forwardpass_server.rpc.metadata import Metadata
 from forwardpass_server.rpc.reflection import Reflection
 from forwardpass_server.rpc.repository import Repository
+from forwardpass_server.rpc.shared_memory import CudaMemory, SystemMemory
 from forwardpass_server.rpc.statistics import Statistics
 from forwardpass_server.rpc.stream import InferStream
+from forwardpass_server.tensors.shared_memory import SharedMemory
 from forwardpass_server.tensors.wire import Decoder, Encoder
 from forwardpass_server.transport.call import Call, StreamCall, StreamFactory, UnaryHandler
 
@@ -44,6 +46,7 @@ def build(
     *,
     server_version: str,
     enable_reflection: bool = False,
+    memory: SharedMemory | None = None,
     clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Services:
     """The handlers of one server.
@@ -52,12 +55,13 @@ def build(
         models: the versions it serves.
         server_version: of this distribution, for ServerMetadata.
         enable_reflection: serve grpc.reflection too.
+        memory: the regions of shared memory; None refuses whatever has to do with it.
         clock_ns: the monotonic clock.
     """
     health = Health(models)
     extensions = [*metadata.FEATURES]
     about = Metadata(models, health.ready, server_version, extensions)
-    infer = Infer(models, Decoder(), Encoder(), clock_ns)
+    infer = Infer(models, Decoder(), Encoder(), memory, clock_ns)
     unary: dict[str, UnaryHandler] = {
         f"/{INFERENCE}/ModelInfer": answering(infer),
         f"/{INFERENCE}/ServerLive": replying(pb.ServerLiveRequest, about.server_live),
@@ -70,6 +74,8 @@ def build(
         f"/{HEALTH}/Check": replying(health_pb2.HealthCheckRequest, health.check),
         f"/{HEALTH}/List": replying(health_pb2.HealthListRequest, health.list),
     }
+    if memory is not None:
+        unary |= _shared_memory(memory)
     streams: dict[str, StreamFactory] = {
         f"/{INFERENCE}/ModelStreamInfer": lambda call: InferStream(infer, call),
         f"/{HEALTH}/Watch": health.watch,
@@ -104,12 +110,31 @@ def replying(kind: type[Req], respond: Callable[[Req], Message]) -> UnaryHandler
     return answering(handle)
 
 
+def _shared_memory(memory: SharedMemory) -> dict[str, UnaryHandler]:
+    """The rpcs of shared memory."""
+    system, cuda = SystemMemory(memory), CudaMemory()
+    return {
+        f"/{INFERENCE}/SystemSharedMemoryRegister": answering(system.register),
+        f"/{INFERENCE}/SystemSharedMemoryUnregister": replying(
+            pb.SystemSharedMemoryUnregisterRequest, system.unregister
+        ),
+        f"/{INFERENCE}/SystemSharedMemoryStatus": replying(pb.SystemSharedMemoryStatusRequest, system.status),
+        f"/{INFERENCE}/CudaSharedMemoryRegister": replying(pb.CudaSharedMemoryRegisterRequest, cuda.register),
+        f"/{INFERENCE}/CudaSharedMemoryUnregister": replying(pb.CudaSharedMemoryUnregisterRequest, cuda.unregister),
+        f"/{INFERENCE}/CudaSharedMemoryStatus": replying(pb.CudaSharedMemoryStatusRequest, cuda.status),
+    }
+
+
 def _refuse_the_rest(unary: dict[str, UnaryHandler], streams: dict[str, StreamFactory]) -> None:
     """Give every other rpc of the inference service an answer that says so."""
     served = ", ".join(sorted(path.rpartition("/")[2] for path in (*unary, *streams) if INFERENCE in path))
     for method in forwardpass_proto.POOL.FindServiceByName(INFERENCE).methods:
         path = f"/{INFERENCE}/{method.name}"
-        error = NotImplementedHere(f"{method.name} is not served by this version of forwardpass; served are {served}")
+        error = NotImplementedHere(
+            f"{method.name} is off: start the server with --enable-shared-memory"
+            if "SharedMemory" in method.name
+            else f"{method.name} is not served by this version of forwardpass; served are {served}"
+        )
         if method.client_streaming:
             streams.setdefault(path, _refusing_stream(error))
         else:

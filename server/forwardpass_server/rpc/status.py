@@ -26,6 +26,7 @@ class Code(IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    ALREADY_EXISTS = 6
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     UNIMPLEMENTED = 12
@@ -46,6 +47,7 @@ CODES: dict[type[errors.ForwardpassError], Code] = {
     errors.InvalidRequest: Code.INVALID_ARGUMENT,
     errors.TooLarge: Code.RESOURCE_EXHAUSTED,
     errors.NotFound: Code.NOT_FOUND,
+    errors.AlreadyExists: Code.ALREADY_EXISTS,
     errors.NotImplementedHere: Code.UNIMPLEMENTED,
     errors.Unauthenticated: Code.UNAUTHENTICATED,
     errors.PermissionDenied: Code.PERMISSION_DENIED,

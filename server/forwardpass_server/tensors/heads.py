@@ -16,6 +16,9 @@ from forwardpass_server.tensors import scan
 
 Parameters: TypeAlias = Mapping[str, bool | int | float | str]
 
+REGION = "shared_memory_region"
+"""The parameter of a tensor whose data are not in the message."""
+
 INPUTS, OUTPUTS = 5, 6
 """Field numbers of ModelInferRequest whose messages are bounded before protobuf builds them."""
 
@@ -46,6 +49,11 @@ class InputHead:
     contents: pb.InferTensorContents | None
     """Typed data, when the caller sent it that way."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Its data are in shared memory, and no raw tensor of the message is its."""
+        return REGION in self.parameters
+
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
@@ -68,10 +76,14 @@ class Head:
     """Some input carries typed contents: the head holds data, and belongs to one request."""
     has_parameters: bool
     """The request, an input or a requested output has parameters."""
+    elsewhere: bool = False
+    """Some input's data are in shared memory."""
     id_at: int = -1
     """A note of the decoder: where the id stood when it was cut out of these bytes, a boundary between fields."""
     plan: Any = field(default=None, compare=False)
     """A note of the signature that last checked this head: what it found."""
+    hints: Any = field(default=None, compare=False)
+    """A note of whoever read the parameters (see `rpc.parameters`)."""
 
 
 def parse(encoded: bytes, limits: WireLimits) -> Head:
@@ -102,6 +114,7 @@ def parse(encoded: bytes, limits: WireLimits) -> Head:
         has_parameters=bool(parameters)
         or any(tensor.parameters for tensor in inputs)
         or any(output.parameters for output in outputs),
+        elsewhere=any(tensor.elsewhere for tensor in inputs),
     )
 
 
@@ -120,11 +133,14 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, limits: WireLimits) ->
     shape = tuple(tensor.shape)
     if len(shape) > limits.dims:
         raise InvalidRequest(f"input '{name}' has {len(shape)} dimensions; at most {limits.dims}")
+    parameters = _parameters(tensor.parameters, f"input '{name}'", limits)
+    if REGION in parameters and tensor.HasField("contents"):
+        raise InvalidRequest(f"input '{name}' has data both in shared memory and in contents; use one of them")
     return InputHead(
         name,
         _bound_name("datatype", tensor.datatype, limits),
         shape,
-        _parameters(tensor.parameters, f"input '{name}'", limits),
+        parameters,
         tensor.contents if tensor.HasField("contents") else None,
     )
 

@@ -94,7 +94,8 @@ def _slot(
     elements = elements_of(tensor.shape, spec.name)
     if spec.ranked:
         _fit(signature, spec, tensor.shape, model, sizes)
-    return Slot(index, dtype, tensor.shape, dtype not in (BYTES, BOOL), elements * dtype.itemsize, dtype.numpy)
+    in_place = dtype not in (BYTES, BOOL) and not tensor.elsewhere
+    return Slot(index, dtype, tensor.shape, in_place, elements * dtype.itemsize, dtype.numpy)
 
 
 def _fit(signature: "Signature", spec: TensorSpec, shape: tuple[int, ...], model: str, sizes: dict[str, int]) -> None:

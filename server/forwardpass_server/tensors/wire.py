@@ -83,7 +83,7 @@ class Decoder:
                 return None
         has_id = rest_at > id_at
         head = self._heads.get(body[:id_at] + body[rest_at:head_end] if has_id else body[:head_end])
-        if head is None or (spans and len(spans) != len(head.inputs)):
+        if head is None or head.elsewhere or (spans and len(spans) != len(head.inputs)):
             return None
         if not has_id:
             return InferRequest(head, "", body, spans)
@@ -101,11 +101,9 @@ class Decoder:
                 self._heads.put(encoded, head)
         if raws and head.typed:
             raise InvalidRequest("data both in raw_input_contents and in contents; use one of them for all inputs")
-        if raws and len(raws) != len(head.inputs):
-            raise InvalidRequest(f"{len(head.inputs)} inputs but {len(raws)} raw_input_contents; one for each input")
-        spans = tuple((raw.start, raw.stop) for raw in raws)
+        spans = _spans(head, raws)
         request_id = "" if id_field is None else self._id(body, id_field.start, id_field.stop)
-        if in_order and not head.typed:
+        if in_order and not head.typed and not head.elsewhere:
             self._remember(body, head, id_field, raws, spans)
         return InferRequest(head, request_id, body, spans)
 
@@ -157,6 +155,17 @@ class Decoder:
         if len(request_id) > self._limits.id_characters:
             raise InvalidRequest(f"id of {len(request_id)} characters; at most {self._limits.id_characters}")
         return request_id
+
+
+def _spans(head: Head, raws: list[scan.Field]) -> tuple[Span, ...]:
+    """Where the raw tensor of each input lies; nowhere in the message, for one in shared memory."""
+    if not raws:
+        return ()
+    in_message = sum(not tensor.elsewhere for tensor in head.inputs)
+    if len(raws) != in_message:
+        raise InvalidRequest(f"{in_message} inputs but {len(raws)} raw_input_contents; one for each input")
+    spans = iter((raw.start, raw.stop) for raw in raws)
+    return tuple((0, 0) if tensor.elsewhere else next(spans) for tensor in head.inputs)
 
 
 class _Prepared(NamedTuple):

@@ -40,7 +40,13 @@ class Models:
         self._closing: list[Scheduler] = []
 
     def add(
-        self, model: str, number: int, signature: Signature = DOUBLE, limits: Limits | None = None, **session: Any
+        self,
+        model: str,
+        number: int,
+        signature: Signature = DOUBLE,
+        limits: Limits | None = None,
+        labels: dict[str, tuple[str, ...]] | None = None,
+        **session: Any,
     ) -> FakeSession:
         """A version that serves; the highest of its model is its latest."""
         fake = FakeSession(**session)
@@ -58,6 +64,7 @@ class Models:
                 sha256="0" * 64,
                 properties={"forwardpass.labels": '["no", "yes"]'},
                 release_session=fake.close,
+                labels=labels or {},
             )
         )
         serving = {**self.table.serving, (model, str(number)): leases}

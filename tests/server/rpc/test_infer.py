@@ -254,20 +254,6 @@ def test_parameters_that_cannot_be_honoured_are_refused_by_name(
     assert not session.runs
 
 
-@pytest.mark.parametrize("key", ["shared_memory_region", "classification"])
-def test_features_of_tensors_that_are_not_served_are_refused_by_name(
-    server: "Server", models: "Models", request_for: Make, key: str
-) -> None:
-    models.add("double", 1)
-    message = request_for()
-    message.outputs.add(name="y").parameters[key].int64_param = 3
-    result = server.infer(message)
-    assert (result.code, key in result.message) == (Code.UNIMPLEMENTED, True)
-    message = request_for()
-    message.inputs[0].parameters["shared_memory_region"].string_param = "r"
-    assert server.infer(message).code == Code.UNIMPLEMENTED
-
-
 def test_stamps_are_in_order(server: "Server", models: "Models", request_for: Make) -> None:
     models.add("double", 1)
     assert server.infer(request_for()).code == 0
