@@ -86,15 +86,23 @@ def downloads() -> DataStore:
     return store
 
 
+NETWORKS = {"mlp": mlp, "cnn": cnn, "lstm": lstm}
+
+
+@pytest.fixture(scope="session")
+def network() -> Callable[[str], Exportable]:
+    """The same networks, by name, not exported; a new one at each call."""
+    return lambda name: NETWORKS[name]()
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
     """By name (`mlp`, `cnn`, `lstm`), each made when first asked for."""
-    networks = {"mlp": mlp, "cnn": cnn, "lstm": lstm}
     made: dict[str, Exported] = {}
 
     def get(name: str) -> Exported:
         if name not in made:
-            exportable = networks[name]()
+            exportable = NETWORKS[name]()
             made[name] = Exported(exportable, export(exportable, tmp_path_factory.mktemp(name) / "model.onnx"))
         return made[name]
 

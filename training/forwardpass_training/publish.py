@@ -16,7 +16,7 @@ import onnx.numpy_helper
 import torch
 
 from forwardpass_server.lifecycle import repository
-from forwardpass_server.lifecycle.repository import MODEL_FILE, Contents, GoldenSet, VersionFolder
+from forwardpass_server.lifecycle.repository import MODEL_FILE, Contents, GoldenSet, Tolerance, VersionFolder
 from forwardpass_training import run
 from forwardpass_training.config import Gate
 from forwardpass_training.errors import PublishFailed
@@ -30,8 +30,7 @@ PARITY_FILE = "parity.json"
 GOLDEN_BATCHES = (1, 3, 8)
 # The server may run on another processor, or on a GPU, whose kernels add in yet another order: three times the
 # tolerance of parity, which is measured on one machine.
-GOLDEN_ATOL = 1e-4
-GOLDEN_RTOL = 1e-4
+GOLDEN_TOLERANCE = Tolerance(atol=1e-4, rtol=1e-4)
 
 
 def publish(run_folder: Path, root: Path, *, model: str | None = None, force: bool = False) -> VersionFolder:
@@ -84,6 +83,7 @@ def publish_export(
     model: str,
     metrics: Mapping[str, float],
     notes: Mapping[str, Any] | None = None,
+    tolerances: Mapping[str, Tolerance] | None = None,
 ) -> VersionFolder:
     """Put an exported network into a repository, with golden examples made from its held-out inputs.
 
@@ -95,23 +95,55 @@ def publish_export(
         model: name to publish under.
         metrics: held-out metrics, for the manifest.
         notes: further provenance, for the manifest.
+        tolerances: of the golden examples, for outputs that need their own.
 
     Raises:
         ParityFailed: the report is not a good one.
         PublishFailed: the repository refuses the name, or the disk the files.
     """
     report.check()
+    proof = {key: value for key, value in report.to_json().items() if key != "comparisons"}
+    provenance = {**origin(exportable), "parity": {**proof, "comparisons": len(report.comparisons)}, **(notes or {})}
+    return place(exported, exportable, root, model=model, metrics=metrics, provenance=provenance, tolerances=tolerances)
+
+
+def place(
+    exported: Path,
+    exportable: Exportable,
+    root: Path,
+    *,
+    model: str,
+    metrics: Mapping[str, float],
+    provenance: Mapping[str, Any],
+    tolerance: Tolerance = GOLDEN_TOLERANCE,
+    tolerances: Mapping[str, Tolerance] | None = None,
+) -> VersionFolder:
+    """Put a file into a repository as the model's next version; whoever calls has proved that it is a good one.
+
+    Args:
+        exported: an ONNX file, or a folder that holds it and its weights.
+        exportable: whose inputs and `reference` make the golden examples.
+        root: of the model repository; made when it is not there.
+        model: name to publish under.
+        metrics: held-out metrics, for the manifest.
+        provenance: for the manifest.
+        tolerance: of the golden examples.
+        tolerances: of single outputs.
+
+    Raises:
+        PublishFailed: the repository refuses the name, or the disk the files.
+    """
 
     def build(folder: Path) -> Contents:
         if exported.is_dir():
             shutil.copytree(exported, folder / MODEL_FILE)
         else:
             shutil.copyfile(exported, folder / MODEL_FILE)
-        return {
-            "golden": _write_golden(folder, exportable),
-            "provenance": {**_provenance(exportable, report), **(notes or {})},
-            "metrics": dict(metrics),
-        }
+        golden = [
+            GoldenSet(folder=name, atol=tolerance.atol, rtol=tolerance.rtol, outputs=tolerances or {})
+            for name in _write_golden(folder, exportable)
+        ]
+        return {"golden": golden, "provenance": provenance, "metrics": dict(metrics)}
 
     try:
         return repository.publish(root, model, build)
@@ -121,15 +153,24 @@ def publish_export(
         raise PublishFailed(f"cannot write a version of {model!r} into {root}: {exc}; nothing was published") from exc
 
 
+def origin(exportable: Exportable) -> dict[str, Any]:
+    """What the ONNX file says about where it comes from, as values instead of text."""
+    said = {key.removeprefix("forwardpass."): value for key, value in exportable.metadata.items()}
+    return {key: _value(text) for key, text in said.items() if key not in ("labels", "vocabulary", "metrics")}
+
+
 def _explain(missed: Sequence[Gate], metrics: Mapping[str, float]) -> str:
     return ", ".join(
         f"{gate.metric} is {metrics.get(gate.metric, float('nan')):.4g}, asked is {gate}" for gate in missed
     )
 
 
-def _write_golden(folder: Path, exportable: Exportable) -> list[GoldenSet]:
-    """Real held-out inputs at several batch sizes, and what the reference answers, in the ONNX test-data layout."""
-    golden: list[GoldenSet] = []
+def _write_golden(folder: Path, exportable: Exportable) -> list[str]:
+    """Real held-out inputs at several batch sizes, and what the reference answers, in the ONNX test-data layout.
+
+    Returns the folders' names.
+    """
+    golden: list[str] = []
     for examples in (exportable.examples, *exportable.further_examples.values()):
         for batch in GOLDEN_BATCHES:
             name = f"test_data_set_{len(golden)}"
@@ -139,7 +180,7 @@ def _write_golden(folder: Path, exportable: Exportable) -> list[GoldenSet]:
             outputs = exportable.reference(*inputs)
             _write_tensors(folder / name, "input", exportable.input_names, inputs)
             _write_tensors(folder / name, "output", exportable.output_names, outputs)
-            golden.append(GoldenSet(folder=name, atol=GOLDEN_ATOL, rtol=GOLDEN_RTOL))
+            golden.append(name)
     return golden
 
 
@@ -148,14 +189,6 @@ def _write_tensors(folder: Path, kind: str, names: Sequence[str], tensors: Seque
         array = np.ascontiguousarray(tensor.detach().numpy())
         proto = onnx.numpy_helper.from_array(array, name)
         (folder / f"{kind}_{index}.pb").write_bytes(proto.SerializeToString())
-
-
-def _provenance(exportable: Exportable, report: ParityReport) -> dict[str, Any]:
-    """What the ONNX file says about its origin, as values instead of text, and the proof of the export."""
-    said = {key.removeprefix("forwardpass."): value for key, value in exportable.metadata.items()}
-    kept = {key: _value(text) for key, text in said.items() if key not in ("labels", "vocabulary", "metrics")}
-    proof = {key: value for key, value in report.to_json().items() if key != "comparisons"}
-    return {**kept, "parity": {**proof, "comparisons": len(report.comparisons)}}
 
 
 def _value(text: str) -> Any:
