@@ -1,7 +1,8 @@
 """grpc.health.v1: Check, List and Watch.
 
-Three kinds of service: "" is the server's readiness for inference, "liveness" is the process itself, and any other name
-is a model's (it has a ready version). When the server is leaving, all but "liveness" say NOT_SERVING.
+Three kinds of service: "" and the inference service's own name are the server's readiness for inference, "liveness" is
+the process itself, and any other name is a model's (it has a ready version). When the server is leaving, all but
+"liveness" say NOT_SERVING.
 """
 
 from typing import TypeAlias
@@ -14,6 +15,8 @@ from forwardpass_server.rpc.status import Code
 from forwardpass_server.transport.call import StreamCall
 
 LIVENESS = "liveness"
+READINESS = ("", "inference.GRPCInferenceService")
+"""What asks for the server's readiness: no name, or, as gRPC's convention has it, that of the service to be called."""
 WATCHES_MAX = 10_000
 
 ServingStatus: TypeAlias = pb.HealthCheckResponse.ServingStatus
@@ -38,7 +41,7 @@ class Health:
         """SERVING, NOT_SERVING or SERVICE_UNKNOWN."""
         if service == LIVENESS:
             return SERVING
-        if service == "":
+        if service in READINESS:
             return SERVING if self.ready() else NOT_SERVING
         try:
             ready = self._models.ready(service, "")
@@ -64,11 +67,11 @@ class Health:
     def check(self, request: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
         status = self.status(request.service)
         if status == SERVICE_UNKNOWN:
-            raise NotFound(f"unknown service '{request.service}': it is neither '', '{LIVENESS}' nor a model")
+            raise NotFound(f"unknown service '{request.service}': it is none of {[*READINESS, LIVENESS]}, and no model")
         return pb.HealthCheckResponse(status=status)
 
     def list(self, _request: pb.HealthListRequest) -> pb.HealthListResponse:
-        services = ["", LIVENESS, *sorted({version.model for version in self._models.statuses()})]
+        services = [*READINESS, LIVENESS, *sorted({version.model for version in self._models.statuses()})]
         return pb.HealthListResponse(statuses={s: pb.HealthCheckResponse(status=self.status(s)) for s in services})
 
     def watch(self, call: StreamCall) -> "Watch":

@@ -36,12 +36,12 @@ def test_three_kinds_of_service(server: "Server", models: "Models") -> None:
     models.add("double", 1)
     models.know("loading", 1, State.LOADING)
     models.is_ready = False
-    assert check(server, "") == NOT_SERVING
+    assert check(server, "") == check(server, "inference.GRPCInferenceService") == NOT_SERVING
     assert check(server, "liveness") == SERVING
     assert check(server, "double") == SERVING
     assert check(server, "loading") == NOT_SERVING
     models.is_ready = True
-    assert check(server, "") == SERVING
+    assert check(server, "") == check(server, "inference.GRPCInferenceService") == SERVING
 
 
 def test_an_unknown_service_is_not_found(server: "Server") -> None:
@@ -61,6 +61,7 @@ def test_list_has_every_service(server: "Server", models: "Models") -> None:
     statuses = server.get(pb.HealthListResponse, LIST, pb.HealthListRequest()).statuses
     assert {name: each.status for name, each in statuses.items()} == {
         "": SERVING,
+        "inference.GRPCInferenceService": SERVING,
         "liveness": SERVING,
         "double": SERVING,
         "loading": NOT_SERVING,
