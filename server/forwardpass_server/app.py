@@ -1,6 +1,6 @@
 """One server, wired: start → serve → drain → stop. No other module builds its collaborators.
 
-    main                   life: waits for a signal, then stops everything in order
+    main                   life: waits for a signal, then stops everything in order; gives free memory back meanwhile
     loop                   every call and byte; and the models that cost less than a thread's wake-up
     <model>/<version>-<n>  one per model instance: take, stack, run, split, encode, reply
     repository             looks for versions; loads, swaps, drains
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from forwardpass_server import __version__
+from forwardpass_server import __version__, memory
 from forwardpass_server.config import ServerConfig
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.lifecycle.loaded import LoadedVersion
@@ -34,6 +34,7 @@ from forwardpass_server.observe.metrics import Metrics
 from forwardpass_server.observe.page import MetricsPage
 from forwardpass_server.rpc import services, status
 from forwardpass_server.rpc.counted import counted, counted_stream
+from forwardpass_server.rpc.response_cache import ResponseCache
 from forwardpass_server.runtime import child, control_flow, providers
 from forwardpass_server.runtime.session import Session, SessionOptions
 from forwardpass_server.scheduling.executor import InlineLoop
@@ -51,6 +52,9 @@ MIB = 1 << 20
 
 UNLOAD_S = 5.0
 """How long versions may take to be freed, and a load to be given up, once no call is left, in seconds."""
+
+TEND_INTERVAL_S = 1.0
+"""How often the main thread looks at the memory of the process, in seconds."""
 
 
 class News(Enum):
@@ -100,11 +104,13 @@ class Server:
         self._watchdog = None if config.max_run_s is None else Watchdog(config.max_run_s)
         load = Loader(_rules(config), OnnxRuntime(self._plan, config), inline, self._watchdog)
         self._models = ModelManager(_watch(config), load, strict_readiness=config.strict_readiness)
+        cache = ResponseCache(int(config.response_cache_mib * MIB)) if config.response_cache_mib else None
         built = services.build(
             self._models,
             server_version=__version__,
             enable_reflection=config.enable_reflection,
             memory=SharedMemory(int(config.max_queue_mib * MIB)) if config.enable_shared_memory else None,
+            cache=cache,
         )
         self._health = built.health
         versions = {"version": __version__, "onnxruntime": providers.VERSION, "device": self._plan.device}
@@ -119,6 +125,8 @@ class Server:
         self._transport.on_idle = inline.run_ready
         self._transport.on_refusing = self._health.close
         self._metrics.watch_loop(lambda: self._transport.stats.loop_lag_s)
+        if cache is not None:
+            self._metrics.watch_cache(lambda: cache.nbytes)
         self._models.observe(MetricsObserver(self._metrics, self._plan.fallback_reason is not None))
         self._models.subscribe(self._models_changed)
         self._page = None
@@ -171,8 +179,12 @@ class Server:
         Raises:
             RuntimeError: the loop ended by itself, which it never should.
         """
+        kept = memory.Memory(memory.resident_bytes, memory.trimmer())
         while not self._stop_asked:
-            self._hear()
+            try:
+                self._hear(TEND_INTERVAL_S)
+            except queue.Empty:
+                kept.tend(idle=not any(version.scheduler.inflight for version in self._models.serving()))
 
     def ask_to_stop(self) -> None:
         """Let `start` or `wait` return. Any thread, and signal handlers."""
@@ -213,8 +225,8 @@ class Server:
         )
         return stopped
 
-    def _hear(self) -> None:
-        match self._news.get():
+    def _hear(self, timeout_s: float | None = None) -> None:
+        match self._news.get(timeout=timeout_s):
             case News.STOP_ASKED:
                 self._stop_asked = True
             case News.LOOP_ENDED:
