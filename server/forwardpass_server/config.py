@@ -119,7 +119,9 @@ class ServerConfig:
 
     enable_shared_memory: Annotated[
         bool,
-        About("let clients of this machine and user pass tensors in POSIX shared memory; every client may use a region"),
+        About(
+            "let clients of this machine and user pass tensors in POSIX shared memory; every client may use a region"
+        ),
     ] = False
 
     max_message_mib: Annotated[
@@ -135,6 +137,10 @@ class ServerConfig:
         float, About("MiB of tensors that may wait for one version; likewise", low=0.001, high=2**20)
     ] = 256.0
 
+    response_cache_mib: Annotated[
+        float,
+        About("MiB of answers kept for models whose config.pbtxt enables response_cache; 0: none", low=0, high=2**20),
+    ] = 64.0
     max_run_s: Annotated[
         float | None,
         About("seconds that one run of a model may take before it is ended, and its requests fail; none: any", low=0.1),

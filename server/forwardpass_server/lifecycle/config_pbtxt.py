@@ -37,9 +37,11 @@ HONOURED = (
     r"version_policy|version_policy\.(latest|latest\.num_versions|all|specific|specific\.versions)",
     r"(input|output)\[\d+\]\.(name|data_type|dims)",
     r"input\[\d+\]\.optional",
+    r"output\[\d+\]\.label_filename",
     r"instance_group\[\d+\](\.count)?",
     r"dynamic_batching|dynamic_batching\.max_queue_delay_microseconds",
     r"dynamic_batching\.default_queue_policy(\.max_queue_size)?",
+    r"response_cache(\.enable)?",
     r"dynamic_batching\.(priority_levels|default_priority_level)",
     r"parameters\[(slo_p99_ms|refuse_nonfinite|allow_batch_dependent_answers)\]",
 )
@@ -50,10 +52,8 @@ HINTS = (
     r"instance_group\[\d+\]\.(name|kind|gpus|host_policy|profile|rate_limiter.*)",  # where: --device decides
     r"dynamic_batching\.preferred_batch_size",  # batches are as large as what is waiting
     r"input\[\d+\]\.format",  # NHWC or NCHW: a name for the dims, which are checked themselves
-    r"output\[\d+\]\.label_filename",  # read when a request asks for classification
     r"model_warmup(\[\d+\])?(\..*)?",  # every batch size is warmed in any case
     r"parameters(\[.*)?",  # of other backends: threads, arenas
-    r"response_cache\.enable|response_cache",
     r"metric_tags(\[.*)?|model_metrics(\..*)?",
     r"model_transaction_policy",  # empty, or with decoupled: false, which is how we are
 )

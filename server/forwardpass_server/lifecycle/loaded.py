@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -28,6 +29,8 @@ class LoadedVersion:
         sha256: of the ONNX file.
         properties: the file's metadata, and what the server found out about it.
         labels: the names of the classes of each output that has some.
+        cached: answers may come from the response cache.
+        serial: different for whatever was ever loaded, the same files loaded again included.
         release_session: frees the session; no run may be in progress.
     """
 
@@ -43,6 +46,8 @@ class LoadedVersion:
     release_session: Callable[[], None] = field(repr=False)
     platform: str = PLATFORM
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    cached: bool = False
+    serial: int = field(default_factory=itertools.count().__next__)
 
     def __str__(self) -> str:
         return f"version {self.number} of {self.model!r}"

@@ -177,9 +177,8 @@ class Loader:
                     "forwardpass.sha256": copy.sha256,
                 },
                 release_session=session.close,
-                labels=labels.read(
-                    folder.path.parent, self._rules.root, settings.message, session.metadata, signature
-                ),
+                cached=settings.message is not None and settings.message.response_cache.enable,
+                labels=labels.read(folder.path.parent, self._rules.root, settings.message, session.metadata, signature),
             )
         except BaseException:
             session.close()

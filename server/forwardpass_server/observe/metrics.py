@@ -100,6 +100,7 @@ class Metrics(Collector):
         self._versions: dict[tuple[str, str], _Version] = {}
         self._draining = False
         self._loop_lag_s: Callable[[], float] = lambda: 0.0
+        self._cache_bytes: Callable[[], int] = lambda: 0
         self._lock = threading.Lock()
         self.registry.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -151,6 +152,10 @@ class Metrics(Collector):
         """Where to read how late the event loop is, in seconds; called on the page's thread."""
         self._loop_lag_s = lag_s
 
+    def watch_cache(self, nbytes: Callable[[], int]) -> None:
+        """Where to read how many bytes the response cache holds; called on the page's thread."""
+        self._cache_bytes = nbytes
+
     def collect(self) -> Iterator[Metric]:
         """All samples of this moment. The page's thread."""
         yield from self._collect_process()
@@ -178,6 +183,9 @@ class Metrics(Collector):
         yield GaugeMetricFamily("draining", "1 while the server finishes before it stops.", value=int(self._draining))
         yield GaugeMetricFamily(
             "event_loop_lag_seconds", "How late the event loop last came round.", value=self._loop_lag_s()
+        )
+        yield GaugeMetricFamily(
+            "response_cache_bytes", "Bytes of the answers in the response cache.", value=self._cache_bytes()
         )
 
     def _collect_calls(self) -> Iterator[Metric]:
@@ -234,7 +242,13 @@ def _collect_queues(serving: Serving) -> Iterator[Metric]:
 
 def _collect_accounts(serving: Serving) -> Iterator[Metric]:
     requests = CounterMetricFamily("infer_requests", "Requests by how they ended.", labels=[*VERSION_LABELS, "outcome"])
-    rows = CounterMetricFamily("infer_rows", "Rows that were run and answered.", labels=VERSION_LABELS)
+    rows = CounterMetricFamily(
+        "infer_rows", "Rows that were run, or answered from the response cache.", labels=VERSION_LABELS
+    )
+    hits = CounterMetricFamily("infer_cache_hits", "Requests answered from the response cache.", labels=VERSION_LABELS)
+    misses = CounterMetricFamily(
+        "infer_cache_misses", "Requests looked for in the response cache and not found.", labels=VERSION_LABELS
+    )
     batches = CounterMetricFamily("infer_batches", "Runs of the model that succeeded.", labels=VERSION_LABELS)
     failed = CounterMetricFamily(
         "infer_failed_batches",
@@ -252,6 +266,8 @@ def _collect_accounts(serving: Serving) -> Iterator[Metric]:
         for outcome, count in account.outcomes.items():
             requests.add_metric([*labels, outcome], count)
         rows.add_metric(labels, account.rows)
+        hits.add_metric(labels, account.cache_hit.count)
+        misses.add_metric(labels, account.cache_miss.count)
         batches.add_metric(labels, account.executions)
         failed.add_metric(labels, account.failed_executions)
         for family, histogram in (
@@ -261,4 +277,4 @@ def _collect_accounts(serving: Serving) -> Iterator[Metric]:
             (size, account.batch_size),
         ):
             family.add_metric(labels, histogram.cumulative(), histogram.sum)
-    yield from (requests, rows, batches, failed, queue, compute, whole, size)
+    yield from (requests, rows, hits, misses, batches, failed, queue, compute, whole, size)

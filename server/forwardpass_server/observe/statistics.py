@@ -83,7 +83,12 @@ class Account:
     compute_input: Stage = field(default_factory=Stage)
     compute_infer: Stage = field(default_factory=Stage)
     compute_output: Stage = field(default_factory=Stage)
+    cache_hit: Stage = field(default_factory=Stage)
+    """Looking for an answer in the response cache, of requests that found one; nothing of them is in the stages of
+    computing, and no time in `queue`."""
+    cache_miss: Stage = field(default_factory=Stage)
     rows: int = 0
+    """Of runs, and of answers from the response cache."""
     executions: int = 0
     failed_executions: int = 0
     last_inference_ms: int = 0
@@ -179,6 +184,26 @@ class VersionStatistics:
         with self._lock:
             self._account.outcomes[outcome_of(error)] += 1
             self._account.fail.add(1, took_ns)
+
+    def found(self, rows: int, received_ns: int, looked_ns: int) -> None:
+        """A request of so many rows is answered from the response cache, which took `looked_ns` to look it up."""
+        took_ns = self._clock_ns() - received_ns
+        last_inference_ms = self._wall_ns() // 1_000_000
+        with self._lock:
+            account = self._account
+            account.outcomes["ok"] += 1
+            account.request_seconds.observe(took_ns)
+            account.success.add(1, took_ns)
+            account.queue_seconds.observe(0)
+            account.queue.add(1, 0)
+            account.cache_hit.add(1, looked_ns)
+            account.rows += rows
+            account.last_inference_ms = last_inference_ms
+
+    def missed(self, looked_ns: int) -> None:
+        """A request is not in the response cache; what becomes of it is counted like that of any other."""
+        with self._lock:
+            self._account.cache_miss.add(1, looked_ns)
 
     def snapshot(self) -> Account:
         """A consistent copy of the account."""

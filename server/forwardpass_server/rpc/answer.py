@@ -6,10 +6,11 @@ from typing import Protocol
 from forwardpass_server.errors import CallerError
 from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.observe.timeline import Timeline
 from forwardpass_server.rpc import outputs as forms
 from forwardpass_server.rpc import status, timing
 from forwardpass_server.scheduling.request import Array, Request
-from forwardpass_server.tensors.wire import Encoder
+from forwardpass_server.tensors.wire import Encoder, with_id
 from forwardpass_server.transport.call import Metadata
 
 
@@ -41,7 +42,7 @@ class Answer:
         timed: the caller wants to know where its time went.
     """
 
-    __slots__ = ("_caller", "_clock_ns", "_encoder", "_lease", "_request_id", "_timed", "forms")
+    __slots__ = ("_caller", "_clock_ns", "_encoder", "_lease", "_request_id", "_timed", "forms", "keep")
 
     def __init__(
         self,
@@ -61,6 +62,8 @@ class Answer:
         self._timed = timed
         self.forms = forms.AS_THEY_ARE
         """How the outputs are wanted; set before the request is submitted."""
+        self.keep: Callable[[bytes], None] | None = None
+        """Takes the encoded answer, without the caller's id, for the response cache."""
 
     @property
     def cancelled(self) -> bool:
@@ -77,13 +80,24 @@ class Answer:
             for index, array in zip(request.outputs, outputs, strict=True)
         ]
         try:
-            body = forms.encode(self._encoder, version, self._request_id, named, self.forms)
+            request_id = self._request_id if self.keep is None else ""
+            body = forms.encode(self._encoder, version, request_id, named, self.forms)
         except CallerError as error:  # the model has answered; what failed is between the caller and its memory
             self.fail(error)
             return
-        request.timeline.encoded_ns = self._clock_ns()
+        if self.keep is not None:
+            self.keep(body)
+            body += with_id(self._request_id)
+        self._reply(body, request.timeline)
+
+    def repeat(self, body: bytes, timeline: Timeline) -> None:
+        """Answer with what `keep` took. Nobody submits the request then."""
+        self._reply(body + with_id(self._request_id), timeline)
+
+    def _reply(self, body: bytes, timeline: Timeline) -> None:
+        timeline.encoded_ns = self._clock_ns()
         # False would say that the caller has left, and that nobody is left to tell.
-        self._caller.reply(body, timing.trailer(request.timeline, version) if self._timed else ())
+        self._caller.reply(body, timing.trailer(timeline, self._lease.version) if self._timed else ())
         self._lease.release()
 
     def fail(self, error: Exception) -> None:

@@ -19,6 +19,7 @@ from forwardpass_server.rpc.messages import parse
 from forwardpass_server.rpc.metadata import Metadata
 from forwardpass_server.rpc.reflection import Reflection
 from forwardpass_server.rpc.repository import Repository
+from forwardpass_server.rpc.response_cache import ResponseCache
 from forwardpass_server.rpc.shared_memory import CudaMemory, SystemMemory
 from forwardpass_server.rpc.statistics import Statistics
 from forwardpass_server.rpc.stream import InferStream
@@ -47,6 +48,7 @@ def build(
     server_version: str,
     enable_reflection: bool = False,
     memory: SharedMemory | None = None,
+    cache: ResponseCache | None = None,
     clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Services:
     """The handlers of one server.
@@ -56,12 +58,13 @@ def build(
         server_version: of this distribution, for ServerMetadata.
         enable_reflection: serve grpc.reflection too.
         memory: the regions of shared memory; None refuses whatever has to do with it.
+        cache: answers of models that want theirs kept; None keeps none.
         clock_ns: the monotonic clock.
     """
     health = Health(models)
     extensions = [*metadata.FEATURES]
     about = Metadata(models, health.ready, server_version, extensions)
-    infer = Infer(models, Decoder(), Encoder(), memory, clock_ns)
+    infer = Infer(models, Decoder(), Encoder(), memory, cache, clock_ns)
     unary: dict[str, UnaryHandler] = {
         f"/{INFERENCE}/ModelInfer": answering(infer),
         f"/{INFERENCE}/ServerLive": replying(pb.ServerLiveRequest, about.server_live),

@@ -46,6 +46,8 @@ def _statistics(version: LoadedVersion) -> pb.ModelStatistics:
             compute_input=_duration(account.compute_input),
             compute_infer=_duration(account.compute_infer),
             compute_output=_duration(account.compute_output),
+            cache_hit=_duration(account.cache_hit),
+            cache_miss=_duration(account.cache_miss),
         ),
         batch_stats=[_batch(rows, runs) for rows, runs in sorted(account.batches.items())],
     )

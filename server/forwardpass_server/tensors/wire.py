@@ -168,6 +168,12 @@ def _spans(head: Head, raws: list[scan.Field]) -> tuple[Span, ...]:
     return tuple((0, 0) if tensor.elsewhere else next(spans) for tensor in head.inputs)
 
 
+def with_id(request_id: str) -> bytes:
+    """The field that gives a ModelInferResponse its id, to be written anywhere between its fields."""
+    encoded = request_id.encode()
+    return scan.prefix(ID, len(encoded)) + encoded if encoded else b""
+
+
 class _Prepared(NamedTuple):
     """All of a reply but its id and its data."""
 
@@ -212,10 +218,7 @@ class Encoder:
         if prepared is None:
             prepared = _prepare(model_name, model_version, outputs)
             self._prepared.put(key, prepared)
-        head = prepared.before_id
-        if request_id:
-            encoded_id = request_id.encode()
-            head += scan.prefix(ID, len(encoded_id)) + encoded_id
+        head = prepared.before_id + with_id(request_id) if request_id else prepared.before_id
         parts: list[bytes | np.ndarray] = [head]
         for before, (_, dtype, array) in zip(prepared.before_data, outputs, strict=True):
             data: bytes | np.ndarray

@@ -46,6 +46,7 @@ class Models:
         signature: Signature = DOUBLE,
         limits: Limits | None = None,
         labels: dict[str, tuple[str, ...]] | None = None,
+        cached: bool = False,
         **session: Any,
     ) -> FakeSession:
         """A version that serves; the highest of its model is its latest."""
@@ -65,6 +66,7 @@ class Models:
                 properties={"forwardpass.labels": '["no", "yes"]'},
                 release_session=fake.close,
                 labels=labels or {},
+                cached=cached,
             )
         )
         serving = {**self.table.serving, (model, str(number)): leases}
