@@ -13,14 +13,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 from typing import Any
 
-from forwardpass import errors, load, render, values
+import numpy as np
+
+from forwardpass import errors, explanation, images, load, render, values
 from forwardpass.address import DEFAULT_PORT
 from forwardpass.aio import AsyncClient
 from forwardpass.client import Client
 from forwardpass.credentials import TLS
-from forwardpass.results import Health
+from forwardpass.results import Health, InferResult
 
 REFUSED, USAGE, NOT_NOW, INTERRUPTED = 1, 2, 3, 130
 
@@ -101,6 +104,51 @@ def _predict(options: argparse.Namespace) -> int:
     bar = "█" if "utf" in (sys.stdout.encoding or "").lower() else "#"
     _print(options, render.result_as_json(answer, metadata.labels), render.result(answer, metadata.labels, bar))
     return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    explainer = options.explainer or explanation.explainer_of(options.model)
+    with Client(**_settings(options)) as client:
+        try:
+            metadata = client.metadata(explainer)
+        except errors.ModelNotFound as missing:
+            missing.reason += (
+                f"; '{options.model}' is explained by '{explainer}', which `forwardpass-train explain` publishes"
+            )
+            raise
+        tensor = explanation.check_explains(metadata)
+        picture = images.layout(tensor.shape, tensor.name) if options.out else None
+        inputs, choices = values.read(options.inputs, metadata, invert=options.invert)
+        answer = client.infer(explainer, inputs)
+        if explainer != options.model:
+            choices += _differences(client, options.model, inputs, answer)
+    for choice in choices:
+        print(f"forwardpass: {choice}", file=sys.stderr)
+    found = explanation.read(inputs[tensor.name], answer, metadata.labels)
+    if picture is not None:
+        from forwardpass import explain_picture
+
+        of = f"{answer.model_name}, version {answer.model_version}"
+        explain_picture.save(options.out, found, picture, model=of)
+    bar = "█" if "utf" in (sys.stdout.encoding or "").lower() else "#"
+    facts = explanation.as_json(answer, found, metadata.labels)
+    _print(options, facts, explanation.text(answer, found, metadata.labels, bar))
+    return 0
+
+
+def _differences(client: Client, model: str, inputs: dict[str, Any], explained: InferResult) -> list[str]:
+    """Whether the model itself, where it is served, answers as its explanation says that it does."""
+    name = explanation.answer_name(list(explained))
+    try:
+        own = client.infer(model, inputs)
+    except (errors.ModelNotFound, errors.ServerUnavailable, errors.InvalidRequest) as unknown:
+        return [f"'{model}' itself could not be asked ({unknown.reason}), so this may explain another version of it"]
+    if name in own and own[name].shape == explained[name].shape and np.allclose(own[name], explained[name], atol=1e-3):
+        return []
+    return [
+        f"version {own.model_version} of '{model}' answers otherwise than the network explained here: "
+        "publish its explanation again"
+    ]
 
 
 def _load(options: argparse.Namespace) -> int:
@@ -207,6 +255,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--invert", action="store_true", help="exchange light and dark of a picture")
     predict.set_defaults(run=_predict)
+
+    explain = commands.add_parser(
+        "explain",
+        parents=[inputs, shared],
+        help="predict once, and say why",
+        description="Asks the model MODEL_explain, which `forwardpass-train explain` publishes beside MODEL.",
+    )
+    explain.add_argument("--out", type=Path, metavar="PICTURE", help="draw it: picture, saliency, attributions")
+    explain.add_argument("--explainer", help="name of the model that explains (default: MODEL_explain)")
+    explain.add_argument("--invert", action="store_true", help="exchange light and dark of a picture")
+    explain.set_defaults(run=_explain)
 
     generate = commands.add_parser(
         "load",
