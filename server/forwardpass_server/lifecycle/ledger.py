@@ -90,7 +90,7 @@ class Ledger:
     def serve(
         self, record: Record, leases: Leases[LoadedVersion], stamp: object, seconds: float
     ) -> Leases[LoadedVersion] | None:
-        """Let a version serve, after a load of `seconds`; returns the leases replaced, which no table names any more."""
+        """Let a version serve, after a load of `seconds`; returns the leases replaced, which no table has any more."""
         replaced, record.serving = record.serving, leases
         record.serving_stamp, record.failed_stamp = stamp, None
         if replaced is None:

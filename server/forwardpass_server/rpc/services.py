@@ -17,6 +17,7 @@ from forwardpass_server.rpc.health import Health
 from forwardpass_server.rpc.infer import Infer
 from forwardpass_server.rpc.messages import parse
 from forwardpass_server.rpc.metadata import Metadata
+from forwardpass_server.rpc.model_config import ModelConfig
 from forwardpass_server.rpc.reflection import Reflection
 from forwardpass_server.rpc.repository import Repository
 from forwardpass_server.rpc.response_cache import ResponseCache
@@ -72,6 +73,7 @@ def build(
         f"/{INFERENCE}/ModelReady": replying(pb.ModelReadyRequest, about.model_ready),
         f"/{INFERENCE}/ServerMetadata": replying(pb.ServerMetadataRequest, about.server_metadata),
         f"/{INFERENCE}/ModelMetadata": replying(pb.ModelMetadataRequest, about.model_metadata),
+        f"/{INFERENCE}/ModelConfig": replying(pb.ModelConfigRequest, ModelConfig(models).model_config),
         f"/{INFERENCE}/ModelStatistics": replying(pb.ModelStatisticsRequest, Statistics(models).model_statistics),
         f"/{INFERENCE}/RepositoryIndex": replying(pb.RepositoryIndexRequest, Repository(models).index),
         f"/{HEALTH}/Check": replying(health_pb2.HealthCheckRequest, health.check),

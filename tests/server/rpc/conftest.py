@@ -47,6 +47,7 @@ class Models:
         limits: Limits | None = None,
         labels: dict[str, tuple[str, ...]] | None = None,
         cached: bool = False,
+        settings: ModelSettings | None = None,
         **session: Any,
     ) -> FakeSession:
         """A version that serves; the highest of its model is its latest."""
@@ -59,7 +60,7 @@ class Models:
                 number=number,
                 signature=signature,
                 scheduler=scheduler,
-                settings=ModelSettings(),
+                settings=settings or ModelSettings(),
                 provider=fake.provider,
                 proved=True,
                 sha256="0" * 64,

@@ -19,7 +19,6 @@ METHODS = {
     for method in forwardpass_proto.POOL.FindServiceByName(service).methods
 }
 NOT_BUILT = [
-    "ModelConfig",
     "RepositoryModelLoad",
     "RepositoryModelUnload",
     "TraceSetting",
