@@ -37,6 +37,9 @@ def trimmer() -> Callable[[], object] | None:
 class Memory:
     """Gives memory back when it has grown and nobody is served. Used by one thread.
 
+    It gives back twice before it believes that what is left is in use: a first time may come while the last answer is
+    still being let go of.
+
     Args:
         resident: bytes of resident memory now.
         trim: gives free memory back; None for never.
@@ -45,10 +48,11 @@ class Memory:
     def __init__(self, resident: Callable[[], int], trim: Callable[[], object] | None) -> None:
         self._resident = resident
         self._trim = trim
-        self._settled = 0
+        self._in_use = 0
+        self._doubted = False
 
     def tend(self, *, idle: bool) -> bool:
-        """Look, and give back if it is worth it. Costs some 20 µs when it is not.
+        """Look, and give back if it is worth it. Costs some 20 µs when it is not. Call it about once a second.
 
         Args:
             idle: nothing is in flight. A trim locks one arena after the other, and would hold up a request.
@@ -58,10 +62,15 @@ class Memory:
         """
         if self._trim is None or not idle:
             return False
-        resident = self._resident()
-        if resident <= self._settled * (1 + GROWTH_SHARE):
-            self._settled = min(self._settled, resident)
+        if not self._grown(resident := self._resident()):
+            self._in_use, self._doubted = min(self._in_use, resident), False
             return False
         self._trim()
-        self._settled = self._resident()
+        left = self._resident()
+        self._doubted = self._grown(left) and not self._doubted
+        if not self._doubted:
+            self._in_use = left
         return True
+
+    def _grown(self, resident: int) -> bool:
+        return resident > self._in_use * (1 + GROWTH_SHARE)
