@@ -30,7 +30,7 @@ def test_what_is_saved_is_loaded(saved: Path) -> None:
     assert found.epochs == 1
     assert found.history == (Epoch(0.5, 0.6, 0.9, 1.5),)
     network = nn.Linear(64, 64)
-    checkpoint.restore(found, network)
+    checkpoint.restore(found.answering, network)
     assert torch.equal(network.weight, found.network["weight"])
     torch.optim.Adam(network.parameters()).load_state_dict(found.optimizer)
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
@@ -61,7 +61,7 @@ class Evil:
 
 def test_a_checkpoint_that_is_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    torch.save({"format": 1, "network": Evil(), "optimizer": {}, "history": []}, path)
+    torch.save({"format": checkpoint.FORMAT, "network": Evil(), "optimizer": {}, "history": []}, path)
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoint.load(path)
     path.write_bytes(pickle.dumps(Evil()))
@@ -70,10 +70,10 @@ def test_a_checkpoint_that_is_code_is_refused_and_does_not_run(tmp_path: Path) -
     assert not Path(__file__).with_name("evil").exists()
 
 
-@pytest.mark.parametrize("values", [{"format": 2}, {}, [1, 2]])
+@pytest.mark.parametrize("values", [{"format": checkpoint.FORMAT + 1}, {}, [1, 2]])
 def test_another_format_is_refused(tmp_path: Path, values: object) -> None:
     torch.save(values, tmp_path / "checkpoint.pt")
-    with pytest.raises(CheckpointError, match="format 1"):
+    with pytest.raises(CheckpointError, match=f"format {checkpoint.FORMAT}"):
         checkpoint.load(tmp_path / "checkpoint.pt")
 
 
@@ -84,7 +84,7 @@ def test_none_at_all_is_refused(tmp_path: Path) -> None:
 
 def test_another_networks_weights_are_refused(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="another network"):
-        checkpoint.restore(checkpoint.load(saved), nn.Linear(64, 32))
+        checkpoint.restore(checkpoint.load(saved).answering, nn.Linear(64, 32))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(saved: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from forwardpass_training.adversary import Adversary
 from forwardpass_training.config import Gate, RunConfig, from_json, to_json
 from forwardpass_training.errors import BadSetting
 from forwardpass_training.models import CnnConfig, DenseConfig
@@ -33,6 +34,17 @@ def test_every_recipe_survives_json(recipe: Any) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"window": 10}, "window is 10"),
         ({"model": DenseConfig(inputs=0)}, "model.inputs is 0"),
+        ({"model": DenseConfig(inputs=1, dropout=1.0)}, "model.dropout is 1.0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"weight_decay": math.nan}, "weight_decay is nan"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0"),
+        ({"clip_norm": math.nan}, "clip_norm is nan"),
+        ({"average": 1.0}, "average is 1.0"),
+        ({"validation_share": -0.1}, "validation_share is -0.1"),
+        ({"patience": 3}, "the held-out rows must not choose"),
+        ({"patience": 0, "validation_share": 0.1}, "at least 1 epoch of patience"),
+        ({"label_smoothing": 0.1}, r"label_smoothing is 0.1, and linear_regression \(regression\) has no classes"),
+        ({"adversary": Adversary(epsilon=0.1)}, "an adversary needs images to classify"),
         ({"model": DenseConfig(inputs=1, hidden=(4, 0))}, r"model.hidden is \(4, 0\)"),
     ],
 )

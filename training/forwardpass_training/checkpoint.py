@@ -12,7 +12,7 @@ from torch import nn
 from forwardpass_training.errors import CheckpointError
 from forwardpass_training.folder import write_whole
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,25 @@ class Checkpoint:
         network: the network's `state_dict`.
         optimizer: the optimiser's `state_dict`.
         history: one entry for each finished epoch.
+        average: the moving average of `network` over the steps; None where the config wants none.
+        best: what answered in the epoch of the lowest loss; None where nothing stops early.
     """
 
     network: dict[str, Any]
     optimizer: dict[str, Any]
     history: tuple[Epoch, ...] = ()
+    average: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
 
     @property
     def epochs(self) -> int:
         """Epochs finished."""
         return len(self.history)
+
+    @property
+    def answering(self) -> dict[str, Any]:
+        """The weights that are evaluated and served."""
+        return self.best or self.average or self.network
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -59,18 +68,20 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "network": checkpoint.network,
         "optimizer": checkpoint.optimizer,
         "history": [asdict(epoch) for epoch in checkpoint.history],
+        "average": checkpoint.average,
+        "best": checkpoint.best,
     }
     write_whole(path, lambda file: torch.save(values, file))
 
 
-def restore(checkpoint: Checkpoint, network: nn.Module) -> nn.Module:
-    """Give `network` the checkpoint's weights, and return it.
+def restore(weights: dict[str, Any], network: nn.Module) -> nn.Module:
+    """Give `network` weights of a checkpoint, and return it.
 
     Raises:
         CheckpointError: they are another network's.
     """
     try:
-        network.load_state_dict(checkpoint.network)
+        network.load_state_dict(weights)
     except (RuntimeError, KeyError, TypeError) as exc:
         raise CheckpointError(f"the checkpoint belongs to another network: {exc}") from exc
     return network
@@ -95,4 +106,4 @@ def load(path: Path) -> Checkpoint:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}")
     history = tuple(Epoch(**epoch) for epoch in values["history"])
-    return Checkpoint(values["network"], values["optimizer"], history)
+    return Checkpoint(values["network"], values["optimizer"], history, values["average"], values["best"])

@@ -5,10 +5,13 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro.conf
 
+from forwardpass_training import data, models
+from forwardpass_training.adversary import Adversary
 from forwardpass_training.data import DataConfig
 from forwardpass_training.errors import BadSetting
 from forwardpass_training.models import ModelConfig
@@ -48,9 +51,23 @@ class RunConfig:
     optimizer: Literal["sgd", "adam"]
     """Rule of the steps."""
     learning_rate: float
-    """Size of the steps, at the beginning."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """The rate over the run: as it is, or falling to 0 along half a cosine over all epochs."""
+    """Size of the steps; the largest that the schedule reaches."""
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    """The rate over the run: as it is; falling to 0 along half a cosine; or rising for a fifth of the run, then so."""
+    weight_decay: float = 0.0
+    """Share of the learning rate by which each step shrinks weight matrices (decoupled from the gradient)."""
+    label_smoothing: float = 0.0
+    """Classification: share of a target's certainty that is spread evenly over all classes."""
+    clip_norm: float | None = None
+    """The largest norm of a step's gradient; longer ones are shortened to it. None: as they come."""
+    average: float = 0.0
+    """Decay, per step, of a moving average of the weights, which then is what is evaluated and served; 0: none."""
+    validation_share: float = 0.0
+    """Share of the training rows kept aside to watch the run by; 0: it is watched by the held-out rows."""
+    patience: int | None = None
+    """Stop after so many epochs without a better loss on the rows kept aside, and go back to the best epoch."""
+    adversary: Adversary | None = None
+    """Images only: learn from the worst image near each, for robustness."""
     seed: int = 0
     """Of the initial weights and of the order of the rows; the data has its own."""
     window: int | None = None
@@ -71,10 +88,23 @@ class RunConfig:
             raise BadSetting(f"learning_rate is {self.learning_rate}; it must be a number above 0")
         if not 0 <= self.seed < 2**63:
             raise BadSetting(f"seed is {self.seed}; it must lie in 0 … 2⁶³ − 1")
-        for field in dataclasses.fields(self.model):
-            size = getattr(self.model, field.name)
-            if min(size if isinstance(size, tuple) else (size,), default=1) < 1:
-                raise BadSetting(f"model.{field.name} is {size}; every size in it must be at least 1")
+        for name in ("label_smoothing", "average", "validation_share"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise BadSetting(f"{name} is {share}; it must lie from 0 to below 1")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise BadSetting(f"weight_decay is {self.weight_decay}; it must be a number from 0 upwards")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise BadSetting(f"clip_norm is {self.clip_norm}; it must be above 0, or None for gradients as they come")
+        if self.patience is not None and (self.patience < 1 or not self.validation_share):
+            raise BadSetting(
+                f"patience is {self.patience} with a validation_share of {self.validation_share}; stopping early takes "
+                "at least 1 epoch of patience, and rows kept aside, since the held-out rows must not choose"
+            )
+        if self.label_smoothing and self.task not in ("binary", "multiclass"):
+            raise BadSetting(f"label_smoothing is {self.label_smoothing}, and {self.name} ({self.task}) has no classes")
+        if self.adversary and self.task != "multiclass":
+            raise BadSetting(f"an adversary needs images to classify; {self.name} is {self.task}")
+        self.model.check()
         if self.task == "language" and (self.batch_size is None or self.window is None or self.window < 1):
             raise BadSetting(
                 "a language model needs a batch_size and a window of at least 1; "
@@ -84,11 +114,22 @@ class RunConfig:
             raise BadSetting(f"window is {self.window}, which only a language model has; {self.name} is {self.task}")
 
 
+PACKAGE = f"{__package__}."
+
+OURS: dict[str, type] = {
+    cls.__name__: cls
+    for room, base in ((data, DataConfig), (models, ModelConfig))
+    for cls in vars(room).values()
+    if isinstance(cls, type) and issubclass(cls, base)
+}
+"""Configs of data and models that `config.json` names without their module."""
+
+
 def to_json(config: Any) -> Any:
-    """A config as plain values; nested dataclasses carry the name of their class as `kind`."""
+    """A config as plain values; nested dataclasses carry their class as `kind`: a name of ours, or `module:Class`."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         values = {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
-        return {"kind": type(config).__name__, **values}
+        return {"kind": _kind(type(config)), **values}
     if isinstance(config, tuple):
         return [to_json(value) for value in config]
     if isinstance(config, float) and not math.isfinite(config):
@@ -113,6 +154,8 @@ def _read(value: Any, wanted: Any, path: str) -> Any:
         return _read(value, get_args(wanted)[0], path)
     if get_origin(wanted) in (types.UnionType, Union):
         return _read_union(value, get_args(wanted), path)
+    if wanted in (ModelConfig, DataConfig):
+        return _read_kind(value, wanted, path)
     if get_origin(wanted) is Literal and value in get_args(wanted):
         return value
     if get_origin(wanted) is tuple and isinstance(value, list):
@@ -129,16 +172,31 @@ def _read(value: Any, wanted: Any, path: str) -> Any:
 def _read_union(value: Any, options: tuple[Any, ...], path: str) -> Any:
     if value is None and types.NoneType in options:
         return None
-    kinds = {
-        option.__name__: option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)
-    }
-    if not kinds:
-        (wanted,) = [option for option in options if option is not types.NoneType]
-        return _read(value, wanted, path)
+    (wanted,) = [option for option in options if option is not types.NoneType]
+    return _read(value, wanted, path)
+
+
+def _kind(cls: type) -> str:
+    """How `config.json` names a class: ours by name, and the user's with their module."""
+    if cls.__module__.startswith(PACKAGE):
+        return cls.__name__
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _read_kind(value: Any, base: type, path: str) -> Any:
+    """A config of a class that `value` names: one of ours, or one of the user's, whose module is then imported."""
     kind = value.get("kind") if isinstance(value, dict) else None
-    if kind not in kinds:
-        raise BadSetting(f"{path}.kind is {kind!r}; known are {', '.join(sorted(kinds))}")
-    return _read(value, kinds[kind], path)
+    cls = OURS.get(kind) if isinstance(kind, str) else None
+    if cls is None and isinstance(kind, str) and ":" in kind:
+        module, _, name = kind.partition(":")
+        try:
+            cls = getattr(import_module(module), name)
+        except (ImportError, AttributeError) as exc:
+            raise BadSetting(f"{path}.kind is {kind!r}, which cannot be imported here: {exc}") from exc
+    if not (isinstance(cls, type) and issubclass(cls, base) and dataclasses.is_dataclass(cls)):
+        known = sorted(name for name, cls in OURS.items() if issubclass(cls, base))
+        raise BadSetting(f"{path}.kind is {kind!r}; known are {', '.join(known)}, or module:Class for one of yours")
+    return _read_dataclass(value, cls, path)
 
 
 def _read_dataclass(value: Any, wanted: type, path: str) -> Any:

@@ -7,10 +7,19 @@ reached, with machine and date, are in `training/README.md`.
 from collections.abc import Callable
 from difflib import get_close_matches
 
+from forwardpass_training.adversary import Adversary
 from forwardpass_training.config import Gate, RunConfig
-from forwardpass_training.data import ClustersData, DigitsData, LineData, MnistData, ShakespeareData, SumData
+from forwardpass_training.data import (
+    Augmentation,
+    ClustersData,
+    DigitsData,
+    LineData,
+    MnistData,
+    ShakespeareData,
+    SumData,
+)
 from forwardpass_training.errors import UnknownRecipe
-from forwardpass_training.models import CharLstmConfig, CnnConfig, DenseConfig
+from forwardpass_training.models import CharLstmConfig, CnnConfig, Conv, ConvStackConfig, DenseConfig
 
 __all__ = ["RECIPES", "Gate", "RunConfig", "find"]
 
@@ -110,6 +119,60 @@ def mnist_cnn() -> RunConfig:
     )
 
 
+def mnist_cnn_best() -> RunConfig:
+    """MNIST with few mistakes, yet faster to serve than `mnist_cnn`: deeper and narrower, and no image is seen twice.
+
+    The dense layer, most of the weights of `mnist_cnn`, is an eighth of its size; each image is distorted anew in every
+    epoch; the average of the weights over the last steps is what is served.
+    """
+    return RunConfig(
+        name="mnist_cnn_best",
+        task="multiclass",
+        epochs=20,
+        batch_size=128,
+        optimizer="adam",
+        learning_rate=4e-3,
+        schedule="one_cycle",
+        weight_decay=1e-2,
+        label_smoothing=0.05,
+        average=0.999,
+        data=MnistData(
+            augmentation=Augmentation(degrees=12, zoom=0.12, shear=0.2, shift_px=2, elastic_px=0.6),
+        ),
+        model=ConvStackConfig(
+            height=28,
+            width=28,
+            convolutions=(Conv(16, 5, pool=2), Conv(32, 3), Conv(48, 3, pool=2)),
+            hidden=(96,),
+        ),
+        gates=(Gate(metric="accuracy", at_least=0.995),),
+    )
+
+
+def mnist_cnn_robust() -> RunConfig:
+    """Digits that stay what they are although every pixel may move by 0.3 of its range: adversarial training."""
+    return RunConfig(
+        name="mnist_cnn_robust",
+        task="multiclass",
+        epochs=15,
+        batch_size=128,
+        optimizer="adam",
+        learning_rate=2e-3,
+        schedule="one_cycle",
+        average=0.998,
+        data=MnistData(),
+        model=ConvStackConfig(
+            height=28,
+            width=28,
+            convolutions=(Conv(24, 4, stride=2, padding=1), Conv(48, 4, stride=2, padding=1)),
+            hidden=(128,),
+            normalise=False,
+        ),
+        adversary=Adversary(epsilon=0.3, steps=(2, 2, 4)),
+        gates=(Gate(metric="accuracy", at_least=0.98),),
+    )
+
+
 def shakespeare_lstm() -> RunConfig:
     """Characters → LSTM 128 → LSTM 128 → Dense 65, on tiny Shakespeare.
 
@@ -135,7 +198,16 @@ def shakespeare_lstm() -> RunConfig:
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe
-    for recipe in (linear_regression, logistic_regression, mlp_classifier, digits_cnn, mnist_cnn, shakespeare_lstm)
+    for recipe in (
+        linear_regression,
+        logistic_regression,
+        mlp_classifier,
+        digits_cnn,
+        mnist_cnn,
+        mnist_cnn_best,
+        mnist_cnn_robust,
+        shakespeare_lstm,
+    )
 }
 
 

@@ -56,8 +56,8 @@ def start(config: RunConfig, runs_dir: Path, surroundings: Surroundings) -> RunF
     """
     dataset = config.data.load(surroundings.store)
     # refuse what cannot be trained before a folder is made
-    config.model.check_fits(dataset)
-    steps_per_epoch(config, dataset.train)
+    config = dataclasses.replace(config, model=config.model.fitted(dataset))
+    steps_per_epoch(config, dataset.for_choosing(config.validation_share).train)
     choose(surroundings.device)
     folder = RunFolder.create(runs_dir, config, datetime.now(UTC))
     folder.write_json("data.json", dataset.provenance.to_json())
@@ -142,7 +142,7 @@ def _train_and_record(
     reporter = surroundings.reporter
     make_repeatable(surroundings.threads)
     device = choose(surroundings.device)
-    steps = steps_per_epoch(config, dataset.train)
+    steps = steps_per_epoch(config, dataset.for_choosing(config.validation_share).train)
     latest = state
 
     def keep(now: Checkpoint) -> None:
@@ -169,17 +169,18 @@ def _train_and_record(
             f"stopped; {finished} of {config.epochs} epochs are kept\nresume: forwardpass-train resume {folder.path}"
         ) from exc
     assert latest is not None
-    _record(folder, config, dataset, evaluate(network, config.task, dataset), latest, device)
+    _record(folder, config, dataset, network, latest, device)
 
 
 def _record(
     folder: RunFolder,
     config: RunConfig,
     dataset: Dataset,
-    held_out: Evaluation,
+    network: nn.Module,
     state: Checkpoint,
     device: torch.device,
 ) -> None:
+    held_out = evaluate(network, config.task, dataset)
     headline = HEADLINE[config.task].replace("_", " ")
     report.save_curves(
         state.history,
@@ -205,7 +206,7 @@ def _record(
         "confusion": confusion,
         "history": [asdict(epoch) for epoch in state.history],
         "machine": describe(device),
-        "parameters": sum(tensor.numel() for tensor in state.network.values()),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
     folder.write_json("metrics.json", values)  # last: a folder that has it is a finished run
 
@@ -220,7 +221,7 @@ def _epoch_line(config: RunConfig, state: Checkpoint) -> str:
 
 def _trained(folder: RunFolder, config: RunConfig) -> nn.Module:
     """The network of a run's checkpoint, on the CPU."""
-    return checkpoint.restore(checkpoint.load(folder.checkpoint), config.model.build())
+    return checkpoint.restore(checkpoint.load(folder.checkpoint).answering, config.model.build())
 
 
 def _load_same_data(folder: RunFolder, config: RunConfig, store: DataStore) -> Dataset:

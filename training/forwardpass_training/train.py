@@ -3,13 +3,15 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from forwardpass_training.adversary import Loss, worst_images
 from forwardpass_training.checkpoint import Checkpoint, Epoch, restore
 from forwardpass_training.config import RunConfig
 from forwardpass_training.data import Dataset, Split
@@ -22,11 +24,9 @@ OnStep = Callable[[int, float], None]
 OnEpoch = Callable[[Checkpoint], None]
 """Called after each epoch, and once before the first, with the state to resume from."""
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "regression": functional.mse_loss,
-    "binary": functional.binary_cross_entropy_with_logits,
-    "multiclass": functional.cross_entropy,
-}
+RISING = 0.2
+"""Share of a one-cycle run over which the rate rises, from FIRST_RATE of its largest."""
+FIRST_RATE = 0.04
 
 
 def train(
@@ -47,23 +47,40 @@ def train(
     torch.manual_seed(config.seed)
     network = config.model.build().to(device)
     optimizer = _optimizer(config, network)
-    history: tuple[Epoch, ...] = ()
+    state = Checkpoint(network.state_dict(), optimizer.state_dict())
     if start:
+        state = start
         _restore(start, network, optimizer)
-        history = start.history
-    else:
-        on_epoch(_snapshot(network, optimizer, history))
-    split = dataset.train.to(device)
-    while len(history) < config.epochs:
+    average = copy.deepcopy(network) if config.average else None
+    if average and state.average:
+        restore(state.average, average)
+    if not start:
+        on_epoch(_snapshot(network, optimizer, average, state))
+    watched = dataset.for_choosing(config.validation_share)
+    watched = replace(watched, train=watched.train.to(device))
+    while not is_finished(config, state.history):
         began = time.perf_counter()
-        train_loss = _train_epoch(config, network, optimizer, split, len(history), on_step)
-        held_out = evaluate(network, config.task, dataset)
+        train_loss = _train_epoch(config, network, optimizer, average, watched, state.epochs, on_step)
+        held_out = evaluate(average or network, config.task, watched)
         if not math.isfinite(held_out.loss):
-            raise _diverged(config, len(history), "held-out", held_out.loss)
+            raise _diverged(config, state.epochs, "held-out", held_out.loss)
         metric = held_out.metrics[HEADLINE[config.task]]
-        history += (Epoch(train_loss, held_out.loss, metric, time.perf_counter() - began),)
-        on_epoch(_snapshot(network, optimizer, history))
-    return network
+        epoch = Epoch(train_loss, held_out.loss, metric, time.perf_counter() - began)
+        best = state.best
+        if config.patience and all(epoch.test_loss < before.test_loss for before in state.history):
+            best = (average or network).state_dict()
+        state = _snapshot(network, optimizer, average, replace(state, history=(*state.history, epoch), best=best))
+        on_epoch(state)
+    return restore(state.answering, network)
+
+
+def is_finished(config: RunConfig, history: Sequence[Epoch]) -> bool:
+    """Whether all epochs are trained, or patience with the watched loss has run out."""
+    if config.patience and history:
+        losses = [epoch.test_loss for epoch in history]
+        if len(losses) - 1 - losses.index(min(losses)) >= config.patience:
+            return True
+    return len(history) >= config.epochs
 
 
 def steps_per_epoch(config: RunConfig, split: Split) -> int:
@@ -87,16 +104,39 @@ def steps_per_epoch(config: RunConfig, split: Split) -> int:
 
 def learning_rate(config: RunConfig, done: float) -> float:
     """The rate of the next step, when `done` (0 to 1) of the run is behind."""
-    if config.schedule == "cosine":
-        return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
-    return config.learning_rate
+    match config.schedule:
+        case "constant":
+            return config.learning_rate
+        case "cosine":
+            return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        case "one_cycle" if done < RISING:
+            return config.learning_rate * (FIRST_RATE + (1 - FIRST_RATE) * done / RISING)
+        case "one_cycle":
+            return config.learning_rate * (1 + math.cos(math.pi * (done - RISING) / (1 - RISING))) / 2
+
+
+def loss_of(config: RunConfig) -> Loss:
+    """The loss of a task on rows: (outputs, targets) → mean."""
+    spread = config.label_smoothing
+    match config.task:
+        case "regression":
+            return functional.mse_loss
+        case "binary":
+            return lambda logits, targets: functional.binary_cross_entropy_with_logits(
+                logits, targets * (1 - spread) + spread / 2
+            )
+        case "multiclass":
+            return lambda logits, targets: functional.cross_entropy(logits, targets, label_smoothing=spread)
+        case "language":
+            raise TypeError("a language model learns from text, not from rows")
 
 
 def _train_epoch(
     config: RunConfig,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    split: Split,
+    average: nn.Module | None,
+    dataset: Dataset,
     epoch: int,
     on_step: OnStep,
 ) -> float:
@@ -104,37 +144,63 @@ def _train_epoch(
     generator = _seed_epoch(config.seed, epoch)
     network.train()
     total, targets = 0.0, 0
-    steps = steps_per_epoch(config, split)
-    for step, (loss, count) in enumerate(_losses(config, network, split, generator)):
+    steps = steps_per_epoch(config, dataset.train)
+    for step, (loss, count) in enumerate(_losses(config, network, dataset, epoch, generator)):
         value = loss.item()
         if not math.isfinite(value):
             raise _diverged(config, epoch, f"step {step + 1}", value)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, (epoch + step / steps) / config.epochs)
         optimizer.step()
+        if average:
+            _follow(average, network, config.average, epoch * steps + step)
         total += value * count
         targets += count
         on_step(epoch, value)
     return total / targets
 
 
-def _losses(config: RunConfig, network: nn.Module, split: Split, generator: Generator) -> Iterator[tuple[Tensor, int]]:
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Move the average towards the network; at first quickly, so that it forgets where the network began."""
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    pairs = zip(average.state_dict().values(), network.state_dict().values(), strict=True)
+    for slow, now in pairs:
+        if slow.is_floating_point():
+            slow.lerp_(now, share)
+        else:
+            slow.copy_(now)
+
+
+def _losses(
+    config: RunConfig, network: nn.Module, dataset: Dataset, epoch: int, generator: Generator
+) -> Iterator[tuple[Tensor, int]]:
     """Each step's loss and how many targets it is the mean of; the caller steps between two of them."""
     if isinstance(network, CharLstm):
-        return _text_losses(config, network, split)
-    return _row_losses(config, network, split, generator)
+        return _text_losses(config, network, dataset.train)
+    return _row_losses(config, network, dataset, epoch, generator)
 
 
 def _row_losses(
-    config: RunConfig, network: nn.Module, split: Split, generator: Generator
+    config: RunConfig, network: nn.Module, dataset: Dataset, epoch: int, generator: Generator
 ) -> Iterator[tuple[Tensor, int]]:
-    """Rows in a new random order, `batch_size` at a time."""
-    loss_of = LOSSES[config.task]
-    order = torch.randperm(len(split), generator=generator).to(split.inputs.device)
-    for rows in torch.split(order, config.batch_size or len(split)):
-        yield loss_of(network(split.inputs[rows]), split.targets[rows]), len(rows)
+    """Rows in a new random order, `batch_size` at a time, distorted and made hard as the config says."""
+    loss, split = loss_of(config), dataset.train
+    batches = torch.split(
+        torch.randperm(len(split), generator=generator).to(split.inputs.device), config.batch_size or len(split)
+    )
+    for step, rows in enumerate(batches):
+        inputs, targets = dataset.augmentation(split.inputs[rows], generator), split.targets[rows]
+        if config.adversary:
+            epsilon, ascents = config.adversary.at((epoch + step / len(batches)) / config.epochs)
+            network.eval()  # looking for the worst image must not move statistics, nor leave units out
+            inputs = worst_images(network, loss, inputs, targets, epsilon=epsilon, steps=ascents, generator=generator)
+            network.train()
+        yield loss(network(inputs), targets), len(rows)
 
 
 def _text_losses(config: RunConfig, network: CharLstm, split: Split) -> Iterator[tuple[Tensor, int]]:
@@ -161,20 +227,34 @@ def _seed_epoch(seed: int, epoch: int) -> Generator:
 
 
 def _optimizer(config: RunConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Weight decay shrinks matrices and filters; a bias or a scale says nothing about complexity."""
+    parameters = list(network.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(network.parameters(), lr=config.learning_rate)
+            return torch.optim.SGD(groups, lr=config.learning_rate)
         case "adam":
-            return torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+            return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
-def _snapshot(network: nn.Module, optimizer: torch.optim.Optimizer, history: tuple[Epoch, ...]) -> Checkpoint:
+def _snapshot(
+    network: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None, state: Checkpoint
+) -> Checkpoint:
     """The state as it is now; later steps do not change it."""
-    return Checkpoint(copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict()), history)
+    return Checkpoint(
+        copy.deepcopy(network.state_dict()),
+        copy.deepcopy(optimizer.state_dict()),
+        state.history,
+        copy.deepcopy(average.state_dict()) if average else None,
+        copy.deepcopy(state.best),
+    )
 
 
 def _restore(start: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    restore(start, network)
+    restore(start.network, network)
     try:
         optimizer.load_state_dict(start.optimizer)
     except (ValueError, KeyError) as exc:

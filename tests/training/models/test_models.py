@@ -8,11 +8,20 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
-from forwardpass_training.data import DataStore, ShakespeareData
+from forwardpass_training.data import Dataset, DataStore, Provenance, ShakespeareData, Split
 from forwardpass_training.data.shakespeare import split_text
 from forwardpass_training.errors import BadSetting
-from forwardpass_training.models import CharLstmConfig, CnnConfig, DenseConfig, ModelConfig, served
+from forwardpass_training.models import (
+    CharLstmConfig,
+    CnnConfig,
+    Conv,
+    ConvStackConfig,
+    DenseConfig,
+    ModelConfig,
+    served,
+)
 from forwardpass_training.recipes import RECIPES, digits_cnn, mlp_classifier
 
 
@@ -54,20 +63,20 @@ def test_a_text_read_in_pieces_is_the_text_read_at_once() -> None:
 def test_a_network_refuses_data_that_it_cannot_take(model: ModelConfig, words: str) -> None:
     dataset = mlp_classifier().data.load(DataStore.from_environment({}))
     with pytest.raises(BadSetting, match=words):
-        model.check_fits(dataset)
+        model.fitted(dataset)
 
 
 def test_a_network_refuses_another_number_of_classes() -> None:
     config = digits_cnn()
     dataset = config.data.load(DataStore.from_environment({}))
-    config.model.check_fits(dataset)
+    config.model.fitted(dataset)
     assert isinstance(config.model, CnnConfig)
     with pytest.raises(BadSetting, match="tells 9 classes apart, the data has 10"):
-        replace(config.model, classes=9).check_fits(dataset)
+        replace(config.model, classes=9).fitted(dataset)
 
 
 def test_a_language_model_takes_its_vocabulary() -> None:
-    CharLstmConfig(vocabulary=4).check_fits(split_text("abcd" * 9, ShakespeareData()))
+    CharLstmConfig(vocabulary=4).fitted(split_text("abcd" * 9, ShakespeareData()))
 
 
 SERVED = {
@@ -76,6 +85,8 @@ SERVED = {
     "mlp_classifier": (("x",), ("probability",)),
     "digits_cnn": (("image",), ("probabilities",)),
     "mnist_cnn": (("image",), ("probabilities",)),
+    "mnist_cnn_best": (("image",), ("probabilities",)),
+    "mnist_cnn_robust": (("image",), ("probabilities",)),
     "shakespeare_lstm": (("tokens", "h0", "c0"), ("logits", "h1", "c1")),
 }
 
@@ -117,3 +128,52 @@ def test_a_character_outside_the_vocabulary_is_refused_by_the_graph(exported: Ca
     state = np.zeros((1, 2, 4), np.float32)
     with pytest.raises(Exception, match="out of data bounds"):
         session.run(None, {"tokens": np.full((1, 3), 5), "h0": state, "c0": state})
+
+
+def conv_stack() -> ConvStackConfig:
+    return ConvStackConfig(
+        height=None, width=None, planes=None, classes=None, convolutions=(Conv(4, 3, stride=2), Conv(6, 3, pool=2))
+    )
+
+
+def images_of(*shape: int) -> Dataset:
+    split = Split(torch.zeros(2, *shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
+    return Dataset(split, split, Provenance("made here", {}, ""), labels=("a", "b", "c"))
+
+
+@pytest.mark.parametrize("shape", [(17, 13), (17, 13, 3)])
+def test_a_stack_takes_its_sizes_from_the_data(shape: tuple[int, ...]) -> None:
+    network = conv_stack().fitted(images_of(*shape)).build()
+    assert network(torch.zeros(5, *shape, dtype=torch.uint8)).shape == (5, 3)
+    assert network.training
+
+
+def test_a_stack_that_was_not_fitted_or_does_not_fit_is_refused() -> None:
+    with pytest.raises(BadSetting, match="leaves sizes to the data"):
+        conv_stack().build()
+    with pytest.raises(BadSetting, match="images of 6 x 6 are too small"):
+        conv_stack().fitted(images_of(6, 6)).build()
+    with pytest.raises(BadSetting, match="takes images of"):
+        conv_stack().fitted(images_of(17, 13)).fitted(images_of(17, 13, 3))
+
+
+def test_a_served_stack_has_its_normalisations_folded_and_answers_the_same() -> None:
+    torch.manual_seed(0)
+    network = conv_stack().fitted(images_of(17, 13)).build()
+    images = torch.randint(0, 256, (64, 17, 13), dtype=torch.uint8)
+    for _ in range(20):
+        network(images)  # statistics that are not those of a fresh network
+    outside = served(network, "multiclass")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in outside.module.modules())
+    torch.testing.assert_close((outside.module(images),), outside.reference(images))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules()), "the network itself was changed"
+
+
+def test_numbers_are_standardised_inside_the_network() -> None:
+    rows = torch.tensor([[1e6, 5.0, 1e-3], [3e6, 5.0, 3e-3]])
+    split = Split(rows, torch.zeros(2, 1))
+    dataset = Dataset(split, split, Provenance("made here", {}, ""))
+    network = DenseConfig(standardise=True).fitted(dataset).build()
+    torch.testing.assert_close(network.standard(rows), torch.tensor([[-1.0, 0, -1], [1, 0, 1]]))
+    with pytest.raises(BadSetting, match="leaves sizes to the data"):
+        DenseConfig().build()

@@ -1,21 +1,24 @@
 """Handwritten digits of 8 by 8 pixels, bundled with scikit-learn: no download."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from forwardpass_training.data.dataset import Dataset, Provenance, Split, digest
+from forwardpass_training.data.augmentation import Augmentation
+from forwardpass_training.data.dataset import DataConfig, Dataset, Provenance, Split, digest
 from forwardpass_training.data.store import DataStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitsData:
+class DigitsData(DataConfig):
     """1,797 images, split by class (stratified), so that every digit is held out in its share."""
 
     test_share: float = 0.2
     """Share of the images held out."""
     seed: int = 0
     """Seed of the split."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random distortions of the images to train on."""
 
     def load(self, store: DataStore) -> Dataset:  # noqa: ARG002  nothing is downloaded
         """Images uint8 [rows, 8, 8], grey 0 (paper) to 16 (ink); targets int64 [rows], 0 to 9."""
@@ -38,4 +41,5 @@ class DigitsData:
         )
         counts = {"train": len(train), "test": len(test)}
         labels = tuple(str(label) for label in bunch.target_names)
-        return Dataset(train, test, Provenance(source, counts, digest(train, test)), labels=labels)
+        provenance = Provenance(source, counts, digest(train, test))
+        return Dataset(train, test, provenance, labels=labels, augmentation=self.augmentation)

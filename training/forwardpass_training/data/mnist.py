@@ -1,10 +1,11 @@
 """MNIST: 70,000 handwritten digits of 28 by 28 pixels (LeCun, Cortes, Burges), as its four original files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from forwardpass_training.data.dataset import Dataset, Provenance, Split, digest
+from forwardpass_training.data.augmentation import Augmentation
+from forwardpass_training.data.dataset import DataConfig, Dataset, Provenance, Split, digest
 from forwardpass_training.data.idx import read_idx
 from forwardpass_training.data.store import DataStore, RemoteFile
 
@@ -34,11 +35,13 @@ FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MnistData:
+class MnistData(DataConfig):
     """MNIST's own split: 60,000 images to train on, 10,000 held out."""
 
     train_rows: int | None = None
     """Train on the first so many images only; None: all 60,000."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random distortions of the images to train on."""
 
     def load(self, store: DataStore) -> Dataset:
         """Images uint8 [rows, 28, 28], grey 0 (paper) to 255 (ink); targets int64 [rows], 0 to 9."""
@@ -51,4 +54,4 @@ class MnistData:
             digest(train, test),
             {file.name: file.sha256 for file in FILES},
         )
-        return Dataset(train, test, provenance, labels=tuple("0123456789"))
+        return Dataset(train, test, provenance, labels=tuple("0123456789"), augmentation=self.augmentation)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from forwardpass_training.data.dataset import Dataset, Provenance, Split, digest
+from forwardpass_training.data.dataset import DataConfig, Dataset, Provenance, Split, digest
 from forwardpass_training.data.store import DataStore, RemoteFile
 from forwardpass_training.errors import BadSetting
 
@@ -20,7 +20,7 @@ TEXT = RemoteFile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShakespeareData:
+class ShakespeareData(DataConfig):
     """The text as one stream: the first part to train on, the last held out."""
 
     test_share: float = 0.1

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from forwardpass_training.data.dataset import Dataset, Provenance, Split, digest
+from forwardpass_training.data.dataset import DataConfig, Dataset, Provenance, Split, digest
 from forwardpass_training.data.store import DataStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class LineData:
+class LineData(DataConfig):
     """y = slope · x + intercept + noise; x uniform in [-1, 1), noise normal."""
 
     seed: int = 0
@@ -39,7 +39,7 @@ class LineData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClustersData:
+class ClustersData(DataConfig):
     """Two classes, each normal with unit variance, centred at (-c, -c) and (c, c), equally likely.
 
     The log-odds of such classes are linear in x, so logistic regression is the right model; no model can pass
@@ -68,7 +68,7 @@ class ClustersData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SumData:
+class SumData(DataConfig):
     """Ten features, uniform in [0, 1); the class is 1 where their sum is above 5: a rule without noise."""
 
     seed: int = 0

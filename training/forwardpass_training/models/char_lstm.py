@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from forwardpass_training.data import Dataset
 from forwardpass_training.errors import BadSetting
+from forwardpass_training.models.model import ModelConfig
 
 State = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CharLstmConfig:
+class CharLstmConfig(ModelConfig):
     """One-hot characters → LSTM × layers → Dense(vocabulary)."""
 
     vocabulary: int = 65
@@ -25,14 +26,17 @@ class CharLstmConfig:
     """Units of each LSTM."""
     layers: int = 2
     """LSTMs, one on the other."""
+    dropout: float = 0.0
+    """Share of each LSTM's outputs left out in each training step."""
 
-    def check_fits(self, dataset: Dataset) -> None:
-        """Raises BadSetting where the network cannot take the data."""
+    def fitted(self, dataset: Dataset) -> "CharLstmConfig":
+        """See `ModelConfig.fitted`."""
         if len(dataset.vocabulary) != self.vocabulary:
             characters = len(dataset.vocabulary)
             raise BadSetting(
                 f"the network knows {self.vocabulary} characters (model.vocabulary), the text {characters}"
             )
+        return self
 
     def build(self) -> "CharLstm":
         """The network, freshly initialised from torch's global generator."""
@@ -45,7 +49,14 @@ class CharLstm(nn.Module):
     def __init__(self, config: CharLstmConfig) -> None:
         super().__init__()
         self.config = config
-        self.lstm = nn.LSTM(config.vocabulary, config.hidden, config.layers, batch_first=True)
+        self.lstm = nn.LSTM(
+            config.vocabulary,
+            config.hidden,
+            config.layers,
+            batch_first=True,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+        )
+        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden, config.vocabulary)
         for layer in range(config.layers):
             # forget gates begin open, as in the tutorials' Keras (Jozefowicz et al. 2015); rows: input, forget, …
@@ -57,7 +68,7 @@ class CharLstm(nn.Module):
         # nn.LSTM keeps its states [layers, batch, hidden] even when batch_first
         states = (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
         features, (h, c) = self.lstm(one_hot, states)
-        return self.head(features), h.transpose(0, 1), c.transpose(0, 1)
+        return self.head(self.dropout(features)), h.transpose(0, 1), c.transpose(0, 1)
 
     def zero_state(self, batch: int) -> State:
         """h and c at the beginning of a text."""

@@ -1,14 +1,15 @@
 """What a trained network looks like from outside: names, dynamic axes, and the final activation inside the graph."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from forwardpass_training.exportable import Tensors
 from forwardpass_training.models.char_lstm import CharLstm
-from forwardpass_training.models.cnn import Cnn
 from forwardpass_training.models.fused_lstm import FusedCharLstm
 from forwardpass_training.task import Task
 
@@ -54,14 +55,28 @@ def served(network: nn.Module, task: Task) -> Served:
     if isinstance(network, CharLstm):
         return _served_language_model(network)
     output = {"regression": "y", "binary": "probability"}.get(task, "probabilities")
-    input_name = "image" if isinstance(network, Cnn) else "x"
-    module = Activated(network, activation(task)).eval() if task != "regression" else network
+    input_name = getattr(network, "input_name", "x")
+    module: nn.Module = folded(network)
+    twin: nn.Module = network
+    if task != "regression":
+        module, twin = (Activated(inner, activation(task)).eval() for inner in (module, network))
 
     @torch.no_grad()
     def reference(x: Tensor) -> Tensors:
-        return (module(x),)
+        return (twin(x),)
 
     return Served(module, reference, (input_name,), (output,), {input_name: {0: "batch"}})
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy in which each batch normalisation behind a convolution (in a Sequential) is part of that convolution."""
+    copied = copy.deepcopy(network)
+    for layers in [module for module in copied.modules() if isinstance(module, nn.Sequential)]:
+        for index in range(len(layers) - 1):
+            conv, norm = layers[index], layers[index + 1]
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                layers[index], layers[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return copied
 
 
 def _served_language_model(network: CharLstm) -> Served:
