@@ -248,3 +248,12 @@ def test_bfloat16_examples_are_read_as_bit_patterns(tmp_path: Path) -> None:
     assert example.inputs[0] is not None
     assert example.inputs[0].dtype == np.uint16
     assert example.inputs[0].tolist() == [0x3F80, 0x4000]
+
+
+def test_a_model_without_inputs_has_examples_of_answers_alone(tmp_path: Path) -> None:
+    constant = Signature((), BATCHED.outputs, max_batch_size=0)
+    write(tmp_path / "set", "output_0.pb", A)
+    (example,) = read(tmp_path, [GoldenSet(folder="set", atol=0.0, rtol=0.0)], constant)
+    assert prove(lambda inputs, outputs: [A], constant, [example], ()) == 1
+    with pytest.raises(ProofFailed, match="max error 1"):
+        prove(lambda inputs, outputs: [A + 1], constant, [example], ())

@@ -214,7 +214,7 @@ def test_metrics_without_json_form_are_refused(tmp_path: Path) -> None:
 
 def test_a_golden_set_without_files_is_refused(tmp_path: Path) -> None:
     missing = GoldenSet(folder="test_data_set_7", atol=0.0, rtol=0.0)
-    with pytest.raises(PublishFailed, match=r"no test_data_set_7/input_0\.pb"):
+    with pytest.raises(PublishFailed, match=r"no test_data_set_7/output_0\.pb"):
         publish(tmp_path, "m", lambda folder: build(folder) | {"golden": [missing]})
 
 
@@ -299,7 +299,7 @@ RECORD = {"sha256": "0" * 64, "bytes": 1}
         ({"files": {"model.onnx": {"sha256": "0" * 64, "bytes": -1}}}, "must not be negative"),
         ({"files": {"model.onnx": {"sha256": "0" * 64}}}, r"files\['model.onnx'\] lacks 'bytes'"),
         ({"golden": [{"folder": "..", "atol": 0, "rtol": 0}]}, "no plain path"),
-        ({"golden": [{"folder": "nowhere", "atol": 0, "rtol": 0}]}, r"no nowhere/input_0\.pb"),
+        ({"golden": [{"folder": "nowhere", "atol": 0, "rtol": 0}]}, r"no nowhere/output_0\.pb"),
         ({"golden": [{"folder": "test_data_set_0", "rtol": 0}]}, r"golden\[0\] lacks 'atol'"),
         ({"golden": [{"folder": "test_data_set_0", "atol": -1, "rtol": 0}]}, "not negative"),
         ({"golden": [{"folder": "test_data_set_0", "atol": float("inf"), "rtol": 0}]}, "finite"),
