@@ -3,3 +3,9 @@
 The walk: `recipes` (what to train) → `data` → `models` → `train` → `evaluate` → `run` (one run folder) →
 `exportable` (what leaves training) → `export` → `verify` → `publish`. `__main__` is the command line over it.
 """
+
+import os
+
+os.environ.setdefault(
+    "ORT_DISABLE_TELEMETRY", "1"
+)  # why: forwardpass_server/runtime/__init__.py
