@@ -6,6 +6,4 @@ The walk: `recipes` (what to train) → `data` → `models` → `train` → `eva
 
 import os
 
-os.environ.setdefault(
-    "ORT_DISABLE_TELEMETRY", "1"
-)  # why: forwardpass_server/runtime/__init__.py
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # why: forwardpass_server/runtime/__init__.py
