@@ -16,7 +16,7 @@ from forwardpass_server.transport.call import Metadata, OnError, StreamFactory, 
 from forwardpass_server.transport.loop import Loop
 from forwardpass_server.transport.options import TransportOptions, channel_args
 from forwardpass_server.transport.stats import Stats
-from forwardpass_server.transport.stop import Stop, StopReport
+from forwardpass_server.transport.stop import STOPPING, UNAVAILABLE, Stop, StopReport
 from forwardpass_server.transport.stream import BidiCall
 from forwardpass_server.transport.unary import UNIMPLEMENTED, UnaryCall
 
@@ -134,9 +134,12 @@ class CompletionQueueServer:
             self._post()
         try:
             self._loop.run()
+        except BaseException:
+            self._abandon()
+            raise
         finally:
             self._ended.set()
-        raw.destroy()
+            raw.destroy()
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Run `function` on the loop thread, waking it if it sleeps. Any thread.
@@ -176,6 +179,14 @@ class CompletionQueueServer:
         if not first:
             return stop.hurry(grace_s)
         return stop.run(drain_s, grace_s)
+
+    def _abandon(self) -> None:
+        """Something that is no `Exception` came out of a handler: cancel everything, so that the process can end."""
+        if not self._shut_down:
+            self.refuse_new(UNAVAILABLE, STOPPING)
+            self.shut_down(self._loop.close)
+            self.cancel_all()
+        self._loop.run()
 
     # What `Stop` needs of us, on the loop thread.
 

@@ -17,6 +17,10 @@ from forwardpass_server.transport.bell import Bell
 from forwardpass_server.transport.stats import Stats
 
 EVENTS_PER_ROUND = 512
+EMPTY_POLLS = 2
+"""Polls that find nothing before a round ends. One poll looks at one socket that has something to read, and comes back
+empty when that was no whole event: others may still have calls. With 1 a batch of the MLP had 5 rows of 32 that were
+there; an echo took 61 µs a call, with 2 45, with 4 43 (32 callers, one EPYC core)."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +68,22 @@ class Loop:
             event = poll(wait_until)
             began_s = time.monotonic()
             ready = EVENTS_PER_ROUND
-            while (tag := event.tag) is not None:
-                tag(event)
-                ready -= 1
-                if not ready:
-                    break
-                event = poll(0.0)
-            else:
-                if event.completion_type == core.QUEUE_SHUTDOWN:
+            empty = 0
+            while True:
+                tag = event.tag
+                if tag is not None:
+                    tag(event)
+                    empty = 0
+                    ready -= 1
+                    if not ready:
+                        break
+                elif event.completion_type == core.QUEUE_SHUTDOWN:
                     return
+                else:
+                    empty += 1
+                    if empty == EMPTY_POLLS:
+                        break
+                event = poll(0.0)
             worked = self._end_round()
             wait_until = 0.0 if worked or not ready else None
             self._account(time.monotonic() - began_s)

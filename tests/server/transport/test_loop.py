@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
+import grpc
 import pytest
 from served import WAIT_S, Served, wait_until
 
@@ -226,3 +227,38 @@ def test_the_counts_add_up_and_the_lag_is_measured(serve: Serve) -> None:
     assert stats.loop_busy_s >= 0.05
     rings(served, 1)
     assert wait_until(lambda: stats.loop_lag_s < stats.loop_lag_max_s)
+
+
+class Ends(BaseException):
+    """What no handler should raise: not an Exception."""
+
+
+def test_what_is_no_exception_ends_the_loop_and_leaves_nothing_hanging() -> None:
+    def fatal(_call: Call, _body: bytes) -> None:
+        raise Ends
+
+    held: list[Call] = []
+    methods = {ECHO: fatal, "/s/Hold": lambda call, _body: held.append(call)}
+    server = CompletionQueueServer(TransportOptions(port=0), methods, {}, on_error=lambda _: (13, ""))
+    port = server.bind()
+    came_out: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            server.run()
+        except Ends as error:
+            came_out.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        waiting = channel.unary_unary("/s/Hold").future(b"", timeout=20)
+        assert wait_until(lambda: len(held) == 1)
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary(ECHO)(b"", timeout=20)
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        assert len(came_out) == 1
+        assert waiting.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    assert held[0].reply(b"late") is False
+    assert server.stop(drain_s=10, grace_s=10).total_s < 5
