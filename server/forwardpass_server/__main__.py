@@ -14,6 +14,7 @@ from types import FrameType
 from forwardpass_server import config, logs
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.logs import event
+from forwardpass_server.transport import single_thread
 
 log = logging.getLogger("forwardpass_server.main")
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: config.ServerConfig) -> int:
+    single_thread.choose(os.environ)
     # Imported here, so that --help and a wrong flag are answered without ONNX Runtime's half second.
     from forwardpass_server.app import Server
 

@@ -7,6 +7,8 @@ failure as well. The behaviours are those that the transport would break on in s
 import ast
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ from typing import Any
 import grpc
 import pytest
 from grpc._cython import cygrpc
+
+from forwardpass_server.transport import single_thread
 
 CORE = Path(__file__).resolve().parents[2] / "server/forwardpass_server/transport/core.py"
 
@@ -353,3 +357,21 @@ def test_shutdown_returns_what_was_posted_without_success_and_request_call_then_
         assert event.tag is None
         assert event.completion_type == cygrpc.CompletionType.queue_shutdown
     it.server.destroy()
+
+
+A_SERVER = """
+from grpc._cython import cygrpc
+server = cygrpc.Server((("grpc.so_reuseport", 0),), False)
+server.register_completion_queue(cygrpc.CompletionQueue())
+server.add_http2_port(b"127.0.0.1:0")
+server.start()
+"""
+
+
+@pytest.mark.parametrize(("choice", "known"), [(single_thread.CHOICE, True), ("-no_such_thing", False)])
+def test_the_core_knows_the_choice_of_who_reads_the_sockets(choice: str, known: bool) -> None:
+    """`transport/single_thread.py`. A core says which names it does not know, and goes on."""
+    environment = {**os.environ, single_thread.VARIABLE: choice}
+    done = subprocess.run([sys.executable, "-c", A_SERVER], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert ("Unknown experiment" not in done.stderr) is known, done.stderr
