@@ -1,4 +1,4 @@
-"""Every call counted, by method and status: a thin coat over a call that tells the metrics how it ended.
+"""Every call counted, by method and status.
 
 An answer is counted before it leaves, so that a caller who has it finds itself counted; one that the caller no longer
 waits for is counted as what became of it, CANCELLED or DEADLINE_EXCEEDED.
@@ -35,10 +35,19 @@ class Account(Protocol):
 
 def counted(handle: UnaryHandler, account: Account) -> UnaryHandler:
     """`handle`, with its calls counted."""
+    started = account.started
+
+    def count(call: Call, code: int) -> None:
+        now_ns = time.monotonic_ns()
+        name = CODE_NAMES.get(code, "UNKNOWN")
+        if call.cancelled:
+            name = "DEADLINE_EXCEEDED" if now_ns * 1e-9 >= call.deadline else "CANCELLED"
+        account.handled(name, now_ns - call.received_ns)
 
     def handle_counted(call: Call, body: bytes) -> None:
-        account.started()
-        handle(CountedCall(call, account), body)
+        started()
+        call.on_answer = count
+        handle(call, body)
 
     return handle_counted
 
@@ -56,54 +65,6 @@ def counted_stream(make: StreamFactory, account: Account) -> StreamFactory:
             raise
 
     return make_counted
-
-
-class CountedCall:
-    """A `transport.call.Call`."""
-
-    __slots__ = ("_account", "_call", "deadline", "received_ns")
-
-    def __init__(self, call: Call, account: Account) -> None:
-        self._call = call
-        self._account = account
-        self.deadline = call.deadline
-        self.received_ns = call.received_ns
-
-    @property
-    def method(self) -> str:
-        return self._call.method
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._call.metadata
-
-    @property
-    def peer(self) -> str:
-        return self._call.peer
-
-    @property
-    def cancelled(self) -> bool:
-        return self._call.cancelled
-
-    def identity(self) -> Mapping[str, tuple[bytes, ...]]:
-        return self._call.identity()
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._call.on_cancel(callback)
-
-    def reply(self, body: bytes, trailers: Metadata = (), *, metadata: Metadata = ()) -> bool:
-        self._count("OK")
-        return self._call.reply(body, trailers, metadata=metadata)
-
-    def fail(self, code: int, message: str, trailers: Metadata = ()) -> bool:
-        self._count(CODE_NAMES.get(code, "UNKNOWN"))
-        return self._call.fail(code, message, trailers)
-
-    def _count(self, code: str) -> None:
-        now_ns = time.monotonic_ns()
-        if self._call.cancelled:
-            code = "DEADLINE_EXCEEDED" if now_ns * 1e-9 >= self.deadline else "CANCELLED"
-        self._account.handled(code, now_ns - self.received_ns)
 
 
 class CountedStream:

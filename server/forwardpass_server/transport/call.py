@@ -22,6 +22,9 @@ class AlreadyAnswered(RuntimeError):
 class Call(Protocol):
     """One unary call whose message has arrived. Attributes may be read on any thread."""
 
+    on_answer: "OnAnswer | None"
+    """Told of the answer just before it leaves, on the thread that gives it; set by the handler, on the loop thread."""
+
     @property
     def method(self) -> str:
         """The full name, e.g. `/inference.GRPCInferenceService/ModelInfer`."""
@@ -166,6 +169,9 @@ UnaryHandler = Callable[[Call, bytes], None]
 
 StreamFactory = Callable[[StreamCall], StreamHandler]
 """Runs on the loop thread when a stream begins, before its first message."""
+
+OnAnswer = Callable[[Call, int], None]
+"""Hears which gRPC code (0 for OK) a call is about to be answered with. Any thread; must not block or raise."""
 
 OnError = Callable[[BaseException], tuple[int, str]]
 """Turns an exception out of a handler into (gRPC code 1 to 16, message); runs on the loop thread."""

@@ -17,6 +17,7 @@ from forwardpass_server.transport.answer import checked_code, checked_metadata, 
 from forwardpass_server.transport.call import (
     AlreadyAnswered,
     Metadata,
+    OnAnswer,
     OnError,
     StreamFactory,
     StreamHandler,
@@ -166,6 +167,8 @@ class FakeUnaryCall(_FakeCall):
         self._answered = False
         self._callbacks: list[Callable[[], None]] = []
 
+    on_answer: OnAnswer | None = None
+
     def on_cancel(self, callback: Callable[[], None]) -> None:
         with self._server.changed:
             if not self._left:
@@ -194,6 +197,8 @@ class FakeUnaryCall(_FakeCall):
             callback()
 
     def _answer(self, result: FakeResult) -> bool:
+        if self.on_answer is not None and not self._answered:
+            self.on_answer(self, result.code)
         with self._server.changed:
             if self._answered:
                 raise AlreadyAnswered(f"{self.method} was answered twice")

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from forwardpass_server.transport import core
 from forwardpass_server.transport.answer import checked_code, checked_metadata, status_message
-from forwardpass_server.transport.call import AlreadyAnswered, Metadata, OnError, UnaryHandler
+from forwardpass_server.transport.call import AlreadyAnswered, Metadata, OnAnswer, OnError, UnaryHandler
 from forwardpass_server.transport.core import (  # by name: the hot path looks each up once
     ReceiveClose,
     ReceiveMessage,
@@ -48,6 +48,7 @@ class UnaryCall:
         "_request",
         "_watched",
         "deadline",
+        "on_answer",
         "received_ns",
     )
 
@@ -62,6 +63,7 @@ class UnaryCall:
         self._gone = False
         self._callbacks: list[Callable[[], None]] | None = None
         self.received_ns = 0
+        self.on_answer: OnAnswer | None = None
         self.deadline = monotonic_deadline(request.call_details.deadline)
         loop.stats.calls_started += 1
         error = raw.start_server_batch((ReceiveMessage(0),), self._on_message)
@@ -103,21 +105,26 @@ class UnaryCall:
             checked_metadata(trailers)
         if metadata:
             checked_metadata(metadata)
-        return self._answer((SendInitialMetadata(metadata, 0), SendMessage(body, 0), SendStatus(trailers, 0, b"", 0)))
+        operations = (SendInitialMetadata(metadata, 0), SendMessage(body, 0), SendStatus(trailers, 0, b"", 0))
+        return self._answer(0, operations)
 
     def fail(self, code: int, message: str, trailers: Metadata = ()) -> bool:
         status = SendStatus(checked_metadata(trailers), checked_code(code), status_message(message), 0)
-        return self._answer((SendInitialMetadata((), 0), status))
+        return self._answer(code, (SendInitialMetadata((), 0), status))
 
     def watch(self) -> None:
         """Ask the core to say when the caller leaves, unless the answer is on its way (it asks as well). Any thread."""
+        if self._answered:  # as most are at the end of their round
+            return
         with self._loop.lock:
             if self._answered or self._watched or self._loop.closed:
                 return
             self._watched = True
             self._raw.start_server_batch((ReceiveClose(0),), self._on_close)
 
-    def _answer(self, operations: core.Operations) -> bool:
+    def _answer(self, code: int, operations: core.Operations) -> bool:
+        if self.on_answer is not None and not self._answered:
+            self.on_answer(self, code)
         with self._loop.lock:
             if self._answered:
                 raise AlreadyAnswered(f"{self.method} was answered twice")
