@@ -25,6 +25,7 @@ from pathlib import Path
 from forwardpass_server import __version__, memory
 from forwardpass_server.config import ServerConfig
 from forwardpass_server.errors import StartFailed
+from forwardpass_server.lifecycle.ensemble import EnsembleLoader
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.loader import Loader, LoadRules
 from forwardpass_server.lifecycle.manager import ModelManager, Watch
@@ -102,7 +103,13 @@ class Server:
         self._plan = providers.resolve(config.device)
         inline = InlineLoop()
         self._watchdog = None if config.max_run_s is None else Watchdog(config.max_run_s)
-        load = Loader(_rules(config), OnnxRuntime(self._plan, config), inline, self._watchdog)
+        load = EnsembleLoader(
+            Loader(_rules(config), OnnxRuntime(self._plan, config), inline, self._watchdog),
+            find=lambda model, version: self._models.version(model, version),
+            lend=lambda model, version: self._models.lease(model, version),
+            on_loop=lambda function: self._transport.call_soon(function),
+            max_requests=config.max_queue_requests,
+        )
         self._models = ModelManager(_watch(config), load, strict_readiness=config.strict_readiness)
         cache = ResponseCache(int(config.response_cache_mib * MIB)) if config.response_cache_mib else None
         built = services.build(

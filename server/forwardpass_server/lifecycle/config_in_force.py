@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from forwardpass_proto import model_config_pb2 as pb
 from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.scheduling.ensemble import EnsembleScheduler
 from forwardpass_server.scheduling.policy import Limits
 from forwardpass_server.tensors.signature import TensorSpec
 
@@ -19,6 +20,11 @@ def config_in_force(version: LoadedVersion) -> pb.ModelConfig:
     config = pb.ModelConfig()
     if version.settings.message is not None:
         config.CopyFrom(version.settings.message)
+    if config.version_policy.WhichOneof("policy_choice") is None:
+        config.version_policy.latest.num_versions = 1
+    if isinstance(version.scheduler, EnsembleScheduler):  # nothing is left to be found out about one
+        config.name = version.model
+        return config
     signature, limits = version.signature, version.scheduler.limits
     config.name, config.platform, config.backend = version.model, version.platform, BACKEND
     config.max_batch_size = signature.max_batch_size
@@ -32,8 +38,6 @@ def config_in_force(version: LoadedVersion) -> pb.ModelConfig:
     config.ClearField("input")
     config.ClearField("output")
     config.MergeFrom(in_force)
-    if config.version_policy.WhichOneof("policy_choice") is None:
-        config.version_policy.latest.num_versions = 1
     _complete_instances(config, version.provider)
     if limits.max_rows > 1:
         _complete_batching(config.dynamic_batching, limits)

@@ -42,6 +42,7 @@ HONOURED = (
     r"dynamic_batching|dynamic_batching\.max_queue_delay_microseconds",
     r"dynamic_batching\.default_queue_policy(\.max_queue_size)?",
     r"response_cache(\.enable)?",
+    r"ensemble_scheduling\.step\[\d+\]\.(model_name|model_version|(input|output)_map\[.*)",
     r"dynamic_batching\.(priority_levels|default_priority_level)",
     r"parameters\[(slo_p99_ms|refuse_nonfinite|allow_batch_dependent_answers)\]",
 )
@@ -277,8 +278,12 @@ def _check_batched(signature: Signature) -> None:
 def _check_identity(message: pb.ModelConfig, model: str) -> None:
     if message.name and message.name != model:
         raise UnsupportedConfig(f"config.pbtxt: name is {message.name!r}, but the folder is {model!r}")
-    if message.platform not in ("", "onnxruntime_onnx"):
-        raise UnsupportedConfig(f"config.pbtxt: platform is {message.platform!r}; only onnxruntime_onnx is served")
+    platform = "ensemble" if message.HasField("ensemble_scheduling") else "onnxruntime_onnx"
+    if message.platform != platform and (message.platform or platform == "ensemble"):
+        raise UnsupportedConfig(
+            f"config.pbtxt: platform is {message.platform!r}; served are onnxruntime_onnx, and ensemble together with "
+            "ensemble_scheduling"
+        )
     if message.backend not in ("", "onnxruntime"):
         raise UnsupportedConfig(f"config.pbtxt: backend is {message.backend!r}; only onnxruntime is served")
 

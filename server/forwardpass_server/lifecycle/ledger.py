@@ -102,16 +102,23 @@ class Ledger:
             observer.loaded(leases.version, seconds)
         return replaced
 
-    def fail(self, record: Record, stamp: object, reason: str) -> None:
-        """Write down that a load failed. What serves under that number goes on."""
+    def fail(
+        self, record: Record, stamp: object, reason: str, *, withdraw: bool = False
+    ) -> Leases[LoadedVersion] | None:
+        """Write down that a load failed. What serves under that number goes on; or, with `withdraw`, it serves no
+        longer, and its leases are returned, which no table names any more."""
         record.failed_stamp = stamp
         for observer in self.observers:
             observer.load_failed(record.model, record.number)
+        withdrawn = record.serving if withdraw else None
+        if withdrawn is not None:
+            record.serving = record.serving_stamp = None
         if record.serving is None:
             self.enter(record, State.FAILED, reason)
         else:
             record.reason = f"serves what was loaded before its files changed; loading them failed: {reason}"
             self.publish()
+        return withdrawn
 
     def withdraw(self, record: Record, reason: str) -> Leases[LoadedVersion]:
         """Let a version serve no longer; returns its leases, which no table names any more."""

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from forwardpass_server.lifecycle.config_pbtxt import ModelSettings
+from forwardpass_server.scheduling.ensemble import EnsembleScheduler
 from forwardpass_server.scheduling.scheduler import Scheduler
 from forwardpass_server.tensors.signature import Signature
+from forwardpass_server.tensors.wire import Replies
 
 PLATFORM = "onnxruntime_onnx"
 """What Triton's clients expect of an ONNX model."""
@@ -37,7 +39,7 @@ class LoadedVersion:
     model: str
     number: int
     signature: Signature
-    scheduler: Scheduler
+    scheduler: Scheduler | EnsembleScheduler
     settings: ModelSettings
     provider: str
     proved: bool
@@ -48,6 +50,12 @@ class LoadedVersion:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     cached: bool = False
     serial: int = field(default_factory=itertools.count().__next__)
+    replies: Replies = field(init=False, repr=False)
+    """Encodes its answers."""
+
+    def __post_init__(self) -> None:
+        outputs = [(spec.name, spec.dtype) for spec in self.signature.outputs]
+        object.__setattr__(self, "replies", Replies(self.model, str(self.number), outputs))
 
     def __str__(self) -> str:
         return f"version {self.number} of {self.model!r}"

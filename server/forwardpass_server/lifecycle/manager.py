@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forwardpass_server.errors import ForwardpassError, LoadFailed, StartFailed
+from forwardpass_server.lifecycle import ensemble
 from forwardpass_server.lifecycle.config_pbtxt import LATEST, ConfigReader, ModelSettings
 from forwardpass_server.lifecycle.leases import Lease, Leases
 from forwardpass_server.lifecycle.ledger import Ledger, Record
@@ -70,6 +71,19 @@ class Watch:
     only: frozenset[str] | None = None
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What an ensemble stands on.
+
+    Args:
+        serials: of the version that serves each step, None where none does: another stamp of the ensemble.
+        settled: none of their models waits for files.
+    """
+
+    serials: tuple[int | None, ...]
+    settled: bool
+
+
 class ModelManager:
     """Keeps the versions that the repository and its policies ask for, ready to be leased.
 
@@ -99,6 +113,8 @@ class ModelManager:
         self._settling = Settling(watch.poll_s, clock, wall_clock)
         self._problems: frozenset[Problem] = frozenset()
         self._readable = True
+        self._unsettled: set[str] = set()
+        """Models one of whose versions waits until its files have settled; ensembles wait with them."""
         self._drained: deque[tuple[Record | None, LoadedVersion]] = deque()
         self._leaving = 0
         self._wake = threading.Event()
@@ -233,7 +249,7 @@ class ModelManager:
         self._readable = True
         self._report(found.problems)
         waiting = False
-        for name in sorted({*found.models, *self._ledger.models()}):
+        for name in self._in_order(found):
             if self._watch.only is None or name in self._watch.only:
                 waiting |= self._follow(name, found)
             if self._stopping:
@@ -241,6 +257,14 @@ class ModelManager:
         if not waiting:
             self._ledger.complete()
         return waiting or not self._watch.once
+
+    def _in_order(self, found: Scan) -> list[str]:
+        """Every model, the steps of an ensemble before it."""
+        steps = {
+            name: [model for model, _ in ensemble.models_of(self._configs.settings(folder))]
+            for name, folder in found.models.items()
+        }
+        return ensemble.steps_first({*found.models, *self._ledger.models()}, steps)
 
     def _follow(self, name: str, found: Scan) -> bool:
         """Load and let go of versions of one model until its policy is met. Returns whether one is waited for."""
@@ -251,7 +275,8 @@ class ModelManager:
         folder = folder or ModelFolder(name=name, path=self._watch.root / name)
         settings = self._configs.settings(folder)
         policy = LATEST if isinstance(settings, LoadFailed) else settings.policy
-        seen = {number: self._seen(version, folder) for number, version in folder.versions.items()}
+        steps = self._steps(settings)
+        seen = {number: self._seen(version, folder, steps) for number, version in folder.versions.items()}
         for record in self._ledger.of(name):
             if record.number in unreadable and record.number not in seen:
                 seen[record.number] = Found(stamp=record.serving_stamp, settled=False)  # there, and cannot be read
@@ -263,9 +288,19 @@ class ModelManager:
         for number in decision.unload:
             self._unload(self._ledger.record(name, number), f"not chosen by the version policy ({policy})")
         self._tidy(name, seen.keys(), decision, policy)
+        (self._unsettled.add if decision.waiting else self._unsettled.discard)(name)
         return bool(decision.waiting)
 
-    def _seen(self, version: VersionFolder, model: ModelFolder) -> Found:
+    def _steps(self, settings: ModelSettings | LoadFailed) -> Steps | None:
+        """What serves the steps of an ensemble; None for what is none."""
+        models = ensemble.models_of(settings)
+        if not models:
+            return None
+        serving = self._ledger.table.serving
+        serials = tuple(serving[step].version.serial if step in serving else None for step in models)
+        return Steps(serials, settled=not any(model in self._unsettled for model, _ in models))
+
+    def _seen(self, version: VersionFolder, model: ModelFolder, steps: Steps | None) -> Found:
         record = self._ledger.record(version.model, version.version)
         # A manifest is written last, so a new folder that has one is complete. A folder that we know and that is being
         # changed (a sync that overwrites, a deletion in progress) may still have the manifest of before.
@@ -274,7 +309,10 @@ class ModelManager:
         configured = self._settling.settled(version.model, model.stamp)
         # The same number again, while its predecessor is being drained: when that is done.
         draining = record.state is State.DRAINING
-        return Found(stamp=(version.stamp, model.stamp), settled=(complete or quiet) and configured and not draining)
+        settled = (complete or quiet) and configured and not draining
+        if steps is None:
+            return Found(stamp=(version.stamp, model.stamp), settled=settled)
+        return Found(stamp=(version.stamp, model.stamp, steps.serials), settled=settled and steps.settled)
 
     def _load_one(
         self, record: Record, folder: VersionFolder, settings: ModelSettings | LoadFailed, stamp: object
@@ -290,7 +328,7 @@ class ModelManager:
             event(log, logging.INFO, "load given up: the server stops", model=record.model, version=record.number)
             return
         except ForwardpassError as exc:
-            self._failed(record, stamp, str(exc))
+            self._failed(record, stamp, str(exc), withdraw=bool(ensemble.models_of(settings)))
             return
         except Exception as exc:
             log.exception("loading raised what no stage should raise")
@@ -326,7 +364,9 @@ class ModelManager:
             raise LoadFailed(folder.problem)
         return self._load(folder, settings, enter)
 
-    def _failed(self, record: Record, stamp: object, reason: str) -> None:
+    def _failed(self, record: Record, stamp: object, reason: str, *, withdraw: bool = False) -> None:
+        """A load failed. What serves goes on, save an ensemble, whose steps do not fit it any more (`withdraw`)."""
+        withdrawn = self._ledger.fail(record, stamp, reason, withdraw=withdraw)
         serving = [other.number for other in self._ledger.of(record.model) if other.serving is not None]
         event(
             log,
@@ -337,7 +377,8 @@ class ModelManager:
             reason=reason,
             serving=max(serving, default=None),
         )
-        self._ledger.fail(record, stamp, reason)
+        if withdrawn is not None:
+            self._close(withdrawn, None)
 
     def _unload(self, record: Record, reason: str) -> None:
         leases = self._ledger.withdraw(record, reason)

@@ -126,7 +126,6 @@ def test_a_batch_size_that_is_not_written_is_left_to_us_unless_dims_imply_it(tex
         ("sequence_batching { max_sequence_idle_microseconds: 5 }", "sequence_batching.max_sequence_idle_microseconds"),
         ("sequence_batching { }", "sequence_batching"),
         ("ensemble_scheduling { }", "ensemble_scheduling"),
-        ('ensemble_scheduling { step { model_name: "a" } }', "ensemble_scheduling.step[0].model_name"),
         ('input { name: "image" reshape { shape: [1] } }', "input[0].reshape.shape"),
         ('input { name: "image" is_shape_tensor: true }', "input[0].is_shape_tensor"),
         ('input { name: "image" allow_ragged_batch: true }', "input[0].allow_ragged_batch"),

@@ -16,6 +16,7 @@ from forwardpass_server.lifecycle.registry import ModelDescription, Table, Versi
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.rpc import services, status
 from forwardpass_server.runtime.fake import FakeSession
+from forwardpass_server.scheduling.ensemble import EnsembleScheduler
 from forwardpass_server.scheduling.policy import Limits
 from forwardpass_server.scheduling.scheduler import Scheduler
 from forwardpass_server.tensors import dtypes
@@ -37,7 +38,7 @@ class Models:
     def __init__(self) -> None:
         self.table = Table(complete=True)
         self.is_ready = True
-        self._closing: list[Scheduler] = []
+        self._closing: list[Scheduler | EnsembleScheduler] = []
 
     def add(
         self,
@@ -53,8 +54,7 @@ class Models:
         """A version that serves; the highest of its model is its latest."""
         fake = FakeSession(**session)
         scheduler = Scheduler(f"{model}/{number}", [fake.run], signature, limits=limits or Limits())
-        self._closing.append(scheduler)
-        leases = Leases(
+        self.serve(
             LoadedVersion(
                 model=model,
                 number=number,
@@ -70,12 +70,18 @@ class Models:
                 cached=cached,
             )
         )
+        return fake
+
+    def serve(self, version: LoadedVersion) -> None:
+        """Let a version serve."""
+        model, number = version.model, version.number
+        self._closing.append(version.scheduler)
+        leases = Leases(version)
         serving = {**self.table.serving, (model, str(number)): leases}
         latest = max(int(version) for name, version in serving if name == model and version)
         serving[model, ""] = serving[model, str(latest)]
         self.table = replace(self.table, serving=serving)
         self.know(model, number, State.READY)
-        return fake
 
     def know(self, model: str, number: int, state: State, reason: str = "") -> None:
         known = {**self.table.models.get(model, {})}
@@ -85,7 +91,7 @@ class Models:
     def held(self, model: str) -> int:
         return self.table.serving[model, ""].held
 
-    def scheduler(self, model: str) -> Scheduler:
+    def scheduler(self, model: str) -> Scheduler | EnsembleScheduler:
         return self.table.version(model, "").scheduler
 
     def close(self) -> None:
