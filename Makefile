@@ -9,7 +9,7 @@ RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 SOURCES := clients proto server training tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format proto bench clean
+.PHONY: help demo serve test compat check format proto bench clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,10 @@ serve: $(VENV)/.run  ## the same models, served until Ctrl-C; says what to try n
 	$(BIN)/python clients/examples/demo.py --serve --models $(MODELS)
 
 test: $(VENV)/.dev  ## every test but the long trainings (those that need a data set skip when it cannot be had)
-	$(BIN)/python -m pytest -m "not training"
+	$(BIN)/python -m pytest -m "not training and not compat"
+
+compat: $(VENV)/.dev  ## clients and models of others: tritonclient, perf_analyzer, KServe, fresh stubs, ONNX's own test suite
+	$(BIN)/python -m pytest -m compat tests/compat
 
 check: $(VENV)/.dev  ## ruff, mypy strict, and that generated files are what their sources give
 	$(BIN)/ruff check $(SOURCES)
