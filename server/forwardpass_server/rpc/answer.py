@@ -74,6 +74,9 @@ class Answer:
 
     def succeed(self, outputs: Sequence[Array], request: Request) -> None:
         version = self._lease.version
+        if self.forms is forms.AS_THEY_ARE and self.keep is None:
+            self._reply(version.replies.encode(self._request_id, request.outputs, outputs), request.timeline)
+            return
         specs = version.signature.outputs
         named = [
             (specs[index].name, specs[index].dtype, array)

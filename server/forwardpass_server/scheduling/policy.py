@@ -96,8 +96,10 @@ def rank(request: Request, now: float, limits: Limits) -> tuple[int, float]:
         now: `time.monotonic()` seconds, its arrival.
         limits: those of the version.
     """
-    known = 0 < request.priority <= limits.priorities
-    return (request.priority if known else limits.default_priority, min(request.deadline, now + PATIENCE_S))
+    priority, due = request.priority, now + PATIENCE_S
+    if not 0 < priority <= limits.priorities:
+        priority = limits.default_priority
+    return (priority, due if due < request.deadline else request.deadline)
 
 
 def next_action(waiting: Sequence[Request], now: float, limits: Limits, cost: ServedCost) -> Action:

@@ -100,12 +100,24 @@ class RequestQueue:
         """
         now_ns = self._clock_ns()
         now = now_ns * 1e-9
-        request.deadline = min(request.deadline, now + self.limits.max_latency_s)
-        request.rank = rank(request, now, self.limits)
+        limits = self.limits
+        if limits.max_latency_s < inf:
+            request.deadline = min(request.deadline, now + limits.max_latency_s)
+        request.rank = rank(request, now, limits)
         with self._lock:
-            at = self._admit(request, now_ns)
+            waiting = self._waiting
+            if (
+                request.deadline == inf
+                and len(waiting) < limits.max_requests
+                and self._bytes + request.nbytes <= limits.max_bytes
+                and (not waiting or waiting[-1].rank <= request.rank)
+                and not self._closed
+            ):
+                waiting.append(request)  # without a deadline and behind everybody: 0.5 µs, where `_admit` takes 2.5
+            else:
+                at = self._admit(request, now_ns)
+                self._waiting.insert(at, request)
             request.timeline.queued_ns = now_ns
-            self._waiting.insert(at, request)
             self._bytes += request.nbytes
             self._rows += request.rows
             if self._takers:

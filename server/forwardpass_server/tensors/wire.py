@@ -28,6 +28,8 @@ HEADS_MAX = 512
 HEAD_BYTES_MAX = 4096
 """Heads kept in each generation, and the longest one worth keeping. Full of the worst heads that a hostile caller can
 send they hold about 50 MiB (measured with tracemalloc); of ordinary ones, 1."""
+PLAIN_BYTES_MAX = 4096
+"""Below this two copies of a reply's data are cheaper than one that looks at how it lies: 0.35 µs, else 0.6."""
 REPLY_BYTES_MAX = 2**31 - 1
 """gRPC's and protobuf's largest message."""
 
@@ -181,7 +183,50 @@ class _Prepared(NamedTuple):
     before_data: tuple[bytes, ...]
     """What stands before the data of each output; the first has the heads of all outputs, too. The length of BYTES
     data is only known with them, and is left out."""
-    has_bytes: bool
+    of_bytes: tuple[bool, ...]
+    """Which outputs are BYTES."""
+    whole: bytes
+    """All but the data of a reply without an id, where there is one output and it is not BYTES; else empty."""
+
+
+class Replies:
+    """Encodes the answers of one model version, all of them but id and data prepared. Any thread.
+
+    0.9 µs for one FP32 output, where `Encoder`, which does not know whose answers it encodes, takes 1.6.
+
+    Args:
+        model_name, model_version: as they are to stand in the reply.
+        outputs: name and datatype of each output of the signature.
+    """
+
+    def __init__(self, model_name: str, model_version: str, outputs: Sequence[tuple[str, Dtype]]) -> None:
+        self._model_name = model_name
+        self._model_version = model_version
+        self._outputs = outputs
+        self._prepared: Recent[tuple[object, ...], _Prepared] = Recent(HEADS_MAX)
+
+    def encode(self, request_id: str, wanted: Sequence[int], arrays: Sequence[np.ndarray]) -> bytes:
+        """The bytes of a ModelInferResponse.
+
+        Args:
+            request_id: the caller's; "" for none.
+            wanted: indices of the outputs, in the order they are to have.
+            arrays: the outputs, likewise.
+
+        Raises:
+            RunFailed: an array's dtype is not its datatype's.
+            TooLarge: the reply would pass gRPC's largest message.
+        """
+        key: tuple[object, ...]
+        key = (wanted, arrays[0].shape) if len(arrays) == 1 else (wanted, *[array.shape for array in arrays])
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            named = [(*self._outputs[index], array) for index, array in zip(wanted, arrays, strict=True)]
+            prepared = _prepare(self._model_name, self._model_version, named)
+            self._prepared.put(key, prepared)
+        if prepared.whole and not request_id and arrays[0].nbytes < PLAIN_BYTES_MAX:
+            return prepared.whole + arrays[0].tobytes()
+        return _joined(prepared, request_id, arrays)
 
 
 class Encoder:
@@ -218,21 +263,7 @@ class Encoder:
         if prepared is None:
             prepared = _prepare(model_name, model_version, outputs)
             self._prepared.put(key, prepared)
-        head = prepared.before_id + with_id(request_id) if request_id else prepared.before_id
-        parts: list[bytes | np.ndarray] = [head]
-        for before, (_, dtype, array) in zip(prepared.before_data, outputs, strict=True):
-            data: bytes | np.ndarray
-            if prepared.has_bytes and dtype is BYTES:
-                data = strings.encode(array)
-                parts += (before, scan.prefix(RAW_OUTPUT, len(data)), data)
-            else:
-                data = array if array.flags.c_contiguous else np.ascontiguousarray(array)
-                parts += (before, data)
-        # numpy arrays are buffers, so this is the one copy of the data
-        reply = b"".join(parts)  # type: ignore[arg-type]
-        if len(reply) > REPLY_BYTES_MAX:
-            raise TooLarge(f"the answer has {len(reply)} bytes, gRPC carries {REPLY_BYTES_MAX}: ask for fewer rows")
-        return reply
+        return _joined(prepared, request_id, [array for _, _, array in outputs])
 
 
 def _prepare(model_name: str, model_version: str, outputs: Sequence[tuple[str, Dtype, np.ndarray]]) -> _Prepared:
@@ -246,4 +277,24 @@ def _prepare(model_name: str, model_version: str, outputs: Sequence[tuple[str, D
     if before_data:
         before_data[0] = heads_of_outputs.SerializeToString() + before_data[0]
     before_id = pb.ModelInferResponse(model_name=model_name, model_version=model_version).SerializeToString()
-    return _Prepared(before_id, tuple(before_data), any(dtype is BYTES for _, dtype, _ in outputs))
+    of_bytes = tuple(dtype is BYTES for _, dtype, _ in outputs)
+    whole = before_id + before_data[0] if of_bytes == (False,) else b""
+    return _Prepared(before_id, tuple(before_data), of_bytes, whole)
+
+
+def _joined(prepared: _Prepared, request_id: str, arrays: Sequence[np.ndarray]) -> bytes:
+    """The reply that was prepared for arrays of these shapes. The one copy of their data."""
+    head = prepared.before_id + with_id(request_id) if request_id else prepared.before_id
+    parts: list[bytes | np.ndarray] = [head]
+    for before, is_bytes, array in zip(prepared.before_data, prepared.of_bytes, arrays, strict=True):
+        data: bytes | np.ndarray
+        if is_bytes:
+            data = strings.encode(array)
+            parts += (before, scan.prefix(RAW_OUTPUT, len(data)), data)
+        else:
+            data = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+            parts += (before, data)
+    reply = b"".join(parts)  # type: ignore[arg-type]  # numpy arrays are buffers
+    if len(reply) > REPLY_BYTES_MAX:
+        raise TooLarge(f"the answer has {len(reply)} bytes, gRPC carries {REPLY_BYTES_MAX}: ask for fewer rows")
+    return reply
