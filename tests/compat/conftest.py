@@ -1,6 +1,6 @@
 """Compatibility: clients and models that nobody here wrote, each as published, against a real server process.
 
-Everything here is marked `compat`: it downloads packages into `build/compat` and takes minutes. `make compat` runs it.
+What is marked `compat` downloads packages into `build/compat` and takes minutes; `make compat` runs it.
 """
 
 import sys
@@ -16,13 +16,6 @@ from compat.environments import Downloads
 from conformance.process import ServerProcess
 
 REPORT = pytest.StashKey[list[str]]()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker("compat")
-            item.add_marker(pytest.mark.timeout(1200))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from compat import triton_repository
 from compat.environments import Downloads, run
 from conformance.process import ServerProcess
 
+pytestmark = [pytest.mark.compat, pytest.mark.timeout(1200)]
+
 CALLERS = Path(__file__).parent / "callers"
 PROTOS = Path(__file__).parents[2] / "proto"
 

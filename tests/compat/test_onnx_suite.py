@@ -26,6 +26,8 @@ from conformance.process import REQUESTS, RUNS, ServerProcess
 from forwardpass_server.lifecycle import repository
 from forwardpass_server.lifecycle.repository import GoldenSet
 
+pytestmark = [pytest.mark.compat, pytest.mark.timeout(1200)]
+
 MODELS_A_SERVER = 120
 """A server is given a minute to start, and a batched model warms every batch size: 0.1 to 0.3 s."""
 BURST = 3

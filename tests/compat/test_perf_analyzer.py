@@ -11,6 +11,8 @@ from compat import triton_repository
 from compat.environments import Downloads, run
 from conformance.process import ServerProcess
 
+pytestmark = [pytest.mark.compat, pytest.mark.timeout(1200)]
+
 # Windows this short do not settle on a busy machine, and how fast it is is no business of this test.
 SHORT = ("--measurement-interval", "500", "--stability-percentage", "999", "--max-trials", "3")
 
