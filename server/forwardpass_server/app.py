@@ -383,6 +383,7 @@ def _options(config: ServerConfig) -> TransportOptions:
         credentials=tls,
         max_message_bytes=int(config.max_message_mib * MIB),
         max_metadata_bytes=config.max_metadata_kib << 10,
+        compression=config.response_compression,
         max_connections=config.max_connections,
         max_connection_age_s=config.max_connection_age_s,
         max_connection_age_grace_s=config.max_connection_age_grace_s,

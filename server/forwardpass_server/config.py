@@ -124,6 +124,11 @@ class ServerConfig:
         ),
     ] = False
 
+    response_compression: Annotated[
+        Literal["none", "gzip", "deflate"],
+        About("how answers are compressed for clients that can read it; compressed requests are always read"),
+    ] = "none"
+
     max_message_mib: Annotated[
         float, About("MiB of one message, received or sent", low=0.001, high=2047, opens="Limits")
     ] = 64.0

@@ -64,7 +64,8 @@ class Call(Protocol):
         Args:
             body: the serialised response.
             trailers: trailing metadata.
-            metadata: initial metadata; `GZIP` or `DEFLATE` here compresses the answer (never done otherwise).
+            metadata: initial metadata; `GZIP` or `DEFLATE` here compresses the answer (else done only where
+                `TransportOptions.compression` says so).
 
         Returns:
             False when the caller had already left.

@@ -1,7 +1,7 @@
 """Settings of the transport, and the channel arguments they become. Imports no gRPC at run time."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import grpc
@@ -11,6 +11,9 @@ MIB = 1 << 20
 # What the core may hold before we have seen a call. Its own default drops calls as CANCELLED beyond about 1,000; we see
 # every call and refuse by name (grpc/grpc#34782 introduced the limit).
 PENDING_CALLS_LIMIT = 1 << 20
+
+_COMPRESSION = {"none": 0, "deflate": 1, "gzip": 2}
+"""`grpc_compression_algorithm` of the core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,8 @@ class TransportOptions:
     """TLS or mTLS, from `credentials.load`; None serves plaintext."""
     max_message_bytes: int = 64 * MIB
     """Largest request, after decompression; a larger one is answered RESOURCE_EXHAUSTED."""
+    compression: Literal["none", "gzip", "deflate"] = "none"
+    """How answers are compressed for callers who said that they read it; requests are read compressed in any case."""
     max_metadata_bytes: int = 16 << 10
     """Largest request metadata as HTTP/2 counts it: name + value + 32 bytes each, gRPC's own (about 500) included.
 
@@ -68,6 +73,8 @@ class TransportOptions:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, or None for no limit, got {value}")
+        if self.compression not in _COMPRESSION:
+            raise ValueError(f"compression must be one of {', '.join(_COMPRESSION)}, got {self.compression!r}")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be 0 (choose for me) to 65535, got {self.port}")
         if not self.host:
@@ -86,6 +93,7 @@ def channel_args(options: TransportOptions) -> tuple[tuple[str, int], ...]:
         "grpc.server.max_pending_requests": PENDING_CALLS_LIMIT,
         "grpc.server.max_pending_requests_hard_limit": PENDING_CALLS_LIMIT,
         "grpc.max_receive_message_length": options.max_message_bytes,
+        "grpc.default_compression_algorithm": _COMPRESSION[options.compression],
         # soft = hard: exact, where the core's default refuses at random in between
         "grpc.max_metadata_size": options.max_metadata_bytes,
         "grpc.absolute_max_metadata_size": options.max_metadata_bytes,

@@ -10,10 +10,11 @@ import grpc
 import pytest
 from served import Served, wait_until
 
-from forwardpass_server.transport.call import DEFLATE, GZIP, Call, Metadata
+from forwardpass_server.transport.call import DEFLATE, GZIP, Call, Metadata, StreamCall
 
 Serve = Callable[..., Served]
 ECHO = "/test.Service/Echo"
+STREAM = "/test.Service/Stream"
 MIB = 1 << 20
 BIG = ("grpc.max_receive_message_length", -1)
 
@@ -169,6 +170,34 @@ def test_an_answer_is_compressed_only_when_the_handler_asks(serve: Serve, asked:
         assert len(zlib.compress(body)) < wire.came_back < 10_000
     else:
         assert wire.came_back > MIB
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_every_answer_is_compressed_where_the_settings_say_so(serve: Serve, compression: str) -> None:
+    body = bytes(MIB)
+
+    class Echo:
+        def __init__(self, call: StreamCall) -> None:
+            self._call = call
+
+        def on_message(self, message: bytes) -> None:
+            self._call.send(body)
+
+        def on_half_close(self) -> None:
+            self._call.finish()
+
+        def on_cancel(self) -> None:
+            """Nothing is held."""
+
+    served = serve({ECHO: lambda call, _: call.reply(body)}, {STREAM: Echo}, compression=compression)
+    wire = Wire(served.port)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{wire.port}") as channel:
+            assert channel.unary_unary(ECHO)(b"", timeout=10) == body
+            assert list(channel.stream_stream(STREAM)(iter([b"", b""]), timeout=10)) == [body, body]
+    finally:
+        wire.close()
+    assert 3 * len(zlib.compress(body)) < wire.came_back < 20_000
 
 
 def test_one_call_beyond_those_in_flight_is_refused_with_a_time_to_come_back(serve: Serve) -> None:

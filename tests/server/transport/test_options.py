@@ -23,6 +23,7 @@ from forwardpass_server.transport.options import TransportOptions, channel_args
         ("port", -1),
         ("port", 65536),
         ("host", ""),
+        ("compression", "zstd"),
     ],
 )
 def test_a_setting_without_meaning_is_refused_by_name(setting: str, value: object) -> None:
