@@ -13,6 +13,7 @@ Importing this does nothing, and two servers live in one process if each has its
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import queue
 import threading
@@ -29,6 +30,7 @@ from forwardpass_server.lifecycle.ensemble import EnsembleLoader
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.loader import Loader, LoadRules
 from forwardpass_server.lifecycle.manager import ModelManager, Watch
+from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.logs import event
 from forwardpass_server.observe.metrics import Metrics
@@ -37,7 +39,7 @@ from forwardpass_server.rpc import services, status
 from forwardpass_server.rpc.counted import counted, counted_stream
 from forwardpass_server.rpc.response_cache import ResponseCache
 from forwardpass_server.runtime import child, control_flow, providers
-from forwardpass_server.runtime.session import Session, SessionOptions
+from forwardpass_server.runtime.session import Session
 from forwardpass_server.scheduling.executor import InlineLoop
 from forwardpass_server.scheduling.watchdog import Watchdog
 from forwardpass_server.tensors.shared_memory import SharedMemory
@@ -302,16 +304,18 @@ class OnnxRuntime:
 
     def __init__(self, plan: providers.Plan, config: ServerConfig) -> None:
         self._plan = plan
-        self._options = SessionOptions(intra_op_threads=config.intra_op_threads)
+        self._intra_op_threads = config.intra_op_threads
         self._timeout_s = config.load_timeout_s
 
     def try_load(self, path: Path) -> None:
         """See `runtime.child.try_load`."""
         child.try_load(path, self._timeout_s)
 
-    def open(self, path: Path, signature: Signature) -> Session:
-        """A session on the device."""
-        return Session(path, signature, self._plan, self._options)
+    def open(self, path: Path, signature: Signature, settings: ModelSettings) -> Session:
+        """A session on the device, or where the model's settings say."""
+        threads = settings.session.intra_op_threads or self._intra_op_threads
+        plan = providers.for_model(self._plan, on_cpu=settings.on_cpu, tensorrt=settings.accelerator)
+        return Session(path, signature, plan, dataclasses.replace(settings.session, intra_op_threads=threads))
 
     def has_control_flow(self, path: Path) -> bool:
         """See `runtime.control_flow`."""

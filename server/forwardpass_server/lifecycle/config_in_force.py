@@ -85,4 +85,5 @@ def _complete_batching(batching: pb.ModelDynamicBatching, limits: Limits) -> Non
     batching.max_queue_delay_microseconds = round(limits.max_delay_s * 1e6)
     batching.priority_levels = limits.priorities
     batching.default_priority_level = limits.default_priority
-    batching.default_queue_policy.max_queue_size = limits.max_requests
+    policy = batching.default_queue_policy
+    policy.max_queue_size = policy.max_queue_size or limits.max_requests

@@ -14,9 +14,9 @@ from graphlib import CycleError, TopologicalSorter
 
 from forwardpass_proto import model_config_pb2 as pb
 from forwardpass_server.errors import ForwardpassError, LoadFailed
-from forwardpass_server.lifecycle.config_pbtxt import ModelSettings, UnsupportedConfig
 from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.model_settings import ModelSettings, UnsupportedConfig
 from forwardpass_server.lifecycle.repository import VersionFolder
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.scheduling.ensemble import EnsembleScheduler, OnLoop, Step

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from forwardpass_server.lifecycle.config_pbtxt import ModelSettings
+from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.scheduling.ensemble import EnsembleScheduler
 from forwardpass_server.scheduling.scheduler import Scheduler
 from forwardpass_server.tensors.signature import Signature

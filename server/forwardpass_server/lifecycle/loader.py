@@ -17,9 +17,9 @@ from typing import Protocol
 import numpy as np
 
 from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
-from forwardpass_server.lifecycle import config_pbtxt, labels, prove, verify
-from forwardpass_server.lifecycle.config_pbtxt import ModelSettings
+from forwardpass_server.lifecycle import config_shapes, labels, prove, verify, warmup_requests
 from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.lifecycle.repository import MANIFEST_FILE, VersionFolder
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.lifecycle.verify import PrivateCopy
@@ -63,8 +63,8 @@ class Runtime(Protocol):
     def try_load(self, path: Path) -> None:
         """Load a file where a crash harms nobody. Raises LoadFailed."""
 
-    def open(self, path: Path, signature: Signature) -> Session:
-        """Load a file to serve it. Raises LoadFailed."""
+    def open(self, path: Path, signature: Signature, settings: ModelSettings) -> Session:
+        """Load a file to serve it, where and as its settings say. Raises LoadFailed."""
 
     def has_control_flow(self, path: Path) -> bool:
         """Whether the time of a run may depend on the values."""
@@ -141,11 +141,14 @@ class Loader:
     ) -> LoadedVersion:
         enter(State.LOADING)
         graph = Signature.from_onnx(copy.model, settings.max_batch_size or self._rules.max_batch_size)
-        signature = config_pbtxt.applied(settings, graph)
-        golden = prove.read(copy.folder, folder.manifest.golden if folder.manifest else (), signature)
-        session = self._runtime.open(copy.model, graph)
+        served = config_shapes.served(settings, graph)
+        signature = served.signature
+        golden = served.golden(
+            prove.read(copy.folder, folder.manifest.golden if folder.manifest else (), served.in_graph)
+        )
+        session = self._runtime.open(copy.model, graph, settings)
         try:
-            run = _chosen_outputs(session, graph, signature)
+            run = served.around(session.run)
             with _blaming_the_model():
                 enter(State.WARMING)
                 example = golden[0].inputs if golden else None
@@ -153,6 +156,7 @@ class Loader:
                 signature, merges = _batching(settings, signature, alone_because)
                 sizes = buckets(signature.max_batch_size)
                 cost = warm(run, signature, sizes, example=example)
+                self._run_wanted(run, folder, settings, signature)
                 enter(State.PROVING)
                 proof_runs = prove.prove(run, signature, golden, sizes if merges else ())
             steady = not self._runtime.has_control_flow(copy.model)
@@ -184,6 +188,15 @@ class Loader:
             session.close()
             raise
 
+    def _run_wanted(self, run: Run, folder: VersionFolder, settings: ModelSettings, signature: Signature) -> None:
+        """The requests of `model_warmup`, each of which must succeed."""
+        wanted = range(len(signature.outputs))
+        for name, inputs in warmup_requests.requests(settings, signature, folder.path.parent, self._rules.root):
+            try:
+                run(inputs, wanted)
+            except (InvalidRequest, RunFailed) as exc:
+                raise LoadFailed(f"the warm-up {name!r} of {settings.source} failed: {exc}") from exc
+
     def _scheduler(
         self,
         folder: VersionFolder,
@@ -198,13 +211,14 @@ class Loader:
     ) -> Scheduler:
         limits = Limits(
             max_rows=cost.useful_rows(signature.max_batch_size) if merges else 0,
-            max_requests=settings.max_queue_requests or self._rules.max_requests,
+            max_requests=settings.most_waiting(self._rules.max_requests),
             max_bytes=self._rules.max_queue_bytes,
             max_delay_s=settings.max_queue_delay_s if merges else 0.0,
             max_latency_s=settings.max_latency_s,
             shortest_run_s=_shortest_run_s(signature, cost) if steady else 0.0,
             priorities=settings.priorities,
             default_priority=settings.default_priority,
+            policies=settings.queue_policies,
         )
         return Scheduler(
             f"{folder.model}/{folder.version}",
@@ -238,21 +252,6 @@ class Loader:
             p50_us=largest and round(largest.p50_s * 1e6, 1),
             not_batched_because=alone_because,
         )
-
-
-def _chosen_outputs(session: Session, graph: Signature, signature: Signature) -> Run:
-    """`session.run` for the outputs that are served, where config.pbtxt leaves some out."""
-    if len(graph.outputs) == len(signature.outputs):
-        return session.run
-    number = {spec.name: index for index, spec in enumerate(graph.outputs)}
-    of_graph = [number[spec.name] for spec in signature.outputs]
-
-    def run(
-        inputs: Sequence[np.ndarray | None], outputs: Sequence[int], termination: Termination | None = None
-    ) -> list[np.ndarray]:
-        return session.run(inputs, [of_graph[index] for index in outputs], termination)
-
-    return run
 
 
 def _shortest_run_s(signature: Signature, cost: CostCurve) -> float:

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from forwardpass_server.errors import ForwardpassError, LoadFailed, StartFailed
 from forwardpass_server.lifecycle import ensemble
-from forwardpass_server.lifecycle.config_pbtxt import LATEST, ConfigReader, ModelSettings
+from forwardpass_server.lifecycle.config_pbtxt import ConfigReader
 from forwardpass_server.lifecycle.leases import Lease, Leases
 from forwardpass_server.lifecycle.ledger import Ledger, Record
 from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.model_settings import LATEST, ModelSettings
 from forwardpass_server.lifecycle.observer import LifecycleObserver
 from forwardpass_server.lifecycle.registry import ModelDescription, VersionStatus
 from forwardpass_server.lifecycle.repository import (

@@ -89,7 +89,8 @@ class Infer:
             outputs=checked.outputs,
             responder=answer,
             timeline=timeline,
-            deadline=min(caller.deadline, caller.received_ns * 1e-9 + hints.timeout_s),
+            deadline=caller.deadline,
+            timeout_s=hints.timeout_s,
             priority=hints.priority,
         )
 

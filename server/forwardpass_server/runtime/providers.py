@@ -8,8 +8,8 @@ of every session is read back and compared. `auto` may end on the CPU, and then 
 import ctypes
 import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
@@ -86,6 +86,33 @@ def resolve(
     if device == "auto":
         return _cpu(fallback_reason=missing)
     raise StartFailed(f"device '{device}' cannot be had: {missing}; mend that, or ask for --device cpu or auto")
+
+
+def for_model(
+    plan: Plan, *, on_cpu: bool = False, tensorrt: Mapping[str, str] | None = None, probe: "Probe | None" = None
+) -> Plan:
+    """Where one model runs, by its own wishes and within the server's plan.
+
+    Args:
+        plan: the server's.
+        on_cpu: the model asks for the CPU.
+        tensorrt: options of TensorRT, if the model asks for it; on a server without GPU it goes without.
+        probe: tries a plan; `try_plan` when None.
+
+    Returns:
+        `plan` itself where TensorRT cannot be had; that is logged.
+    """
+    if on_cpu:
+        return plan if plan.expected == CPU else _cpu()
+    if tensorrt is None or plan.expected == CPU:
+        return plan
+    with_tensorrt = _gpu("tensorrt", int(plan.device.partition(":")[2]))
+    missing = _not_built(TENSORRT, ort.get_available_providers()) or (probe or try_plan)(with_tensorrt)
+    if missing is not None:
+        log.warning("TensorRT, which a model asks for, cannot be had; it runs on %s: %s", plan.device, missing)
+        return plan
+    (name, options), *others = with_tensorrt.providers
+    return replace(with_tensorrt, providers=((name, {**options, **tensorrt}), *others))
 
 
 def _cpu(fallback_reason: str | None = None) -> Plan:

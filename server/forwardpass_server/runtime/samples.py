@@ -22,7 +22,10 @@ def make_inputs(signature: Signature, rows: int, rng: np.random.Generator) -> li
         rows: size of the first dimension of every input; ignored for a model that is not batched.
         rng: where the values come from.
     """
-    return [None if spec.optional else _array(spec, _shape(spec, signature, rows), rng) for spec in signature.inputs]
+    return [
+        None if spec.optional else make_array(spec.dtype, _shape(spec, signature, rows), rng)
+        for spec in signature.inputs
+    ]
 
 
 def _shape(spec: TensorSpec, signature: Signature, rows: int) -> tuple[int, ...]:
@@ -32,8 +35,8 @@ def _shape(spec: TensorSpec, signature: Signature, rows: int) -> tuple[int, ...]
     return tuple(sizes)
 
 
-def _array(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    dtype: Dtype = spec.dtype
+def make_array(dtype: Dtype, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Values as in `make_inputs`."""
     if dtype is BYTES:
         return rng.choice(np.array(_WORDS, dtype=object), size=shape)
     if dtype is BF16:

@@ -11,7 +11,6 @@ A test of this room fails when a new ONNX Runtime no longer has it.
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
 from forwardpass_server.runtime import providers
+from forwardpass_server.runtime.options import SessionOptions
 from forwardpass_server.runtime.providers import Plan
 from forwardpass_server.scheduling.termination import Termination
 from forwardpass_server.tensors.dtypes import BF16
@@ -29,31 +29,31 @@ from forwardpass_server.tensors.signature import Signature
 _FATAL_ONLY = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class SessionOptions:
-    """How a session uses the machine."""
-
-    intra_op_threads: int = 1
-    """Threads inside one run."""
-
-    def __post_init__(self) -> None:
-        if self.intra_op_threads < 1:
-            raise ValueError(f"intra_op_threads is {self.intra_op_threads}; it must be at least 1")
+_GRAPH_LEVELS = {
+    0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
 
 
 def ort_options(options: SessionOptions) -> ort.SessionOptions:
     """The same in ONNX Runtime's words, with what this server always sets."""
     of_ort = ort.SessionOptions()
-    of_ort.intra_op_num_threads = options.intra_op_threads
-    of_ort.inter_op_num_threads = 1
-    of_ort.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    of_ort.intra_op_num_threads = threads = options.intra_op_threads or 1
+    of_ort.inter_op_num_threads = options.inter_op_threads
+    of_ort.execution_mode = ort.ExecutionMode.ORT_PARALLEL if options.parallel else ort.ExecutionMode.ORT_SEQUENTIAL
+    of_ort.graph_optimization_level = _GRAPH_LEVELS[options.graph_level]
     # Its arena keeps, for each model and for ever, the most that one run ever needed: 385 MiB more after one request of
     # ten million strings. Without it runs take as long (MLP and CNN, 1 to 64 rows, one core: within 3 %, one at 7 %).
-    of_ort.enable_cpu_mem_arena = False
+    of_ort.enable_cpu_mem_arena = options.memory_arena
+    of_ort.enable_mem_pattern = options.memory_pattern
     # A failed run raises; ONNX Runtime's own line beside it would let callers write into our log.
     of_ort.log_severity_level = _FATAL_ONLY
-    if options.intra_op_threads > 1:
+    if threads > 1:
         of_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if options.parallel:
+        of_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return of_ort
 
 

@@ -163,6 +163,8 @@ class EnsembleScheduler:
         if refusal is not None:
             self.statistics.refused(refusal, request.timeline.received_ns)
             raise refusal
+        # Waiting is done in the steps, each by its own policy; the caller's patience is for all of them together.
+        request.deadline = min(request.deadline, request.timeline.received_ns * 1e-9 + request.timeout_s)
         _Passage(self, request).advance()
 
     def ended(self) -> None:

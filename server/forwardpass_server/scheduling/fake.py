@@ -88,6 +88,7 @@ def make_request(
     outputs: tuple[int, ...] = (0,),
     deadline: float = inf,
     priority: int = 0,
+    timeout_s: float = inf,
 ) -> tuple[Request, FakeResponder]:
     """A request and the caller behind it; `rows` from the first input unless given."""
     arrays = [array for array in inputs if array is not None]
@@ -101,5 +102,6 @@ def make_request(
         timeline=Timeline(),
         deadline=deadline,
         priority=priority,
+        timeout_s=timeout_s,
     )
     return request, responder

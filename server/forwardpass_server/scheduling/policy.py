@@ -14,7 +14,8 @@ from math import inf
 
 from forwardpass_server.errors import DeadlineExpired, TooLarge
 from forwardpass_server.scheduling.cost import ServedCost
-from forwardpass_server.scheduling.request import Request
+from forwardpass_server.scheduling.queue_policy import QueuePolicies
+from forwardpass_server.scheduling.request import Rank, Request
 
 PATIENCE_S = 30.0
 """A request without a deadline is ordered as if it had this one after its arrival, in seconds: never starved, never
@@ -50,6 +51,8 @@ class Limits:
     """Priorities go from 1, the first, to this; 0 when all are alike."""
     default_priority: int = 0
     """Of requests that state none, or one that does not exist."""
+    policies: QueuePolicies = field(default_factory=QueuePolicies)
+    """How long requests may wait, and how many, by priority."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_delay_s", "shortest_run_s", "priorities", "default_priority"):
@@ -88,7 +91,7 @@ class Action:
         return len(self.batch) + len(self.dropped) + len(self.passed)
 
 
-def rank(request: Request, now: float, limits: Limits) -> tuple[int, float]:
+def rank(request: Request, now: float, limits: Limits) -> Rank:
     """Where a request stands: smaller runs first, equal ones in the order of their arrival.
 
     Args:
@@ -96,10 +99,47 @@ def rank(request: Request, now: float, limits: Limits) -> tuple[int, float]:
         now: `time.monotonic()` seconds, its arrival.
         limits: those of the version.
     """
-    priority, due = request.priority, now + PATIENCE_S
-    if not 0 < priority <= limits.priorities:
-        priority = limits.default_priority
-    return (priority, due if due < request.deadline else request.deadline)
+    due = now + PATIENCE_S
+    return (priority_of(request, limits), False, due if due < request.deadline else request.deadline)
+
+
+def priority_of(request: Request, limits: Limits) -> int:
+    """Its own, where there is such a one."""
+    return request.priority if 0 < request.priority <= limits.priorities else limits.default_priority
+
+
+def give_time(request: Request, now: float, limits: Limits) -> None:
+    """Set until when a request may wait, and shorten its deadline, by what it asks for and what it may.
+
+    Where the version's policy has a timeout, a request's own one counts only if the policy lets it, and only if it is
+    shorter; it is then, as the policy's, about the wait. Elsewhere it is a deadline, counted from the arrival.
+
+    Args:
+        request: the newcomer.
+        now: `time.monotonic()` seconds, its arrival.
+        limits: those of the version.
+    """
+    policy = limits.policies.of(priority_of(request, limits))
+    if policy.timeout_s == inf:
+        request.deadline = min(request.deadline, now + request.timeout_s)
+    else:
+        asked_s = request.timeout_s if policy.callers_may_shorten else inf
+        request.wait_until = now + min(policy.timeout_s, asked_s)
+
+
+def delayed(waiting: Sequence[Request], now: float, limits: Limits) -> list[Request]:
+    """Those who have waited too long and whose policy lets them run after all others of their priority.
+
+    Args:
+        waiting: the queue.
+        now: `time.monotonic()` seconds.
+        limits: those of the version.
+    """
+    return [
+        request
+        for request in waiting
+        if request.wait_until <= now and not request.rank[1] and limits.policies.of(request.rank[0]).delays
+    ]
 
 
 def next_action(waiting: Sequence[Request], now: float, limits: Limits, cost: ServedCost) -> Action:
@@ -128,7 +168,7 @@ def next_action(waiting: Sequence[Request], now: float, limits: Limits, cost: Se
     longest_s = cost.seconds(max_rows)
     for number, request in enumerate(waiting, 1):
         own_left_s = request.deadline - now
-        if own_left_s <= shortest_s or request.responder.cancelled:
+        if own_left_s <= shortest_s or request.wait_until <= now or request.responder.cancelled:
             dropped.append(request)
         elif not batch:
             if own_left_s < longest_s and own_left_s < cost.seconds(request.rows) and number < len(waiting):
@@ -174,6 +214,7 @@ class Load:
 
     Attributes:
         requests: that wait, all of them.
+        alike: those of them that have the newcomer's priority.
         nbytes: of their input tensors.
         rows_ahead: rows of those that will run before it.
         behind: those that wait and will run after it, in their order.
@@ -187,6 +228,7 @@ class Load:
     behind: Sequence[Request] = ()
     busy_s: float = 0.0
     instances: int = 1
+    alike: int = 0
 
 
 def admit(rows: int, nbytes: int, deadline: float, now: float, load: Load, limits: Limits, cost: ServedCost) -> None:
@@ -232,6 +274,17 @@ def admit(rows: int, nbytes: int, deadline: float, now: float, load: Load, limit
         if other_left_s < inf and finish_s(other.rows, ahead, load, limits, cost) > other_left_s:
             raise QueueFull(f"({load.requests} requests) has promised its time to others")
         ahead += other.rows
+
+
+def check_priority(request: Request, load: Load, limits: Limits) -> None:
+    """Let a ranked request in by the policy of its priority, or say why not.
+
+    Raises:
+        QueueFull: as many of its priority wait as may.
+    """
+    most = limits.policies.of(request.rank[0]).max_requests
+    if most is not None and load.alike >= most:
+        raise QueueFull(f"is full for priority {request.rank[0]} ({load.alike} requests)")
 
 
 def finish_s(rows: int, rows_ahead: int, load: Load, limits: Limits, cost: ServedCost) -> float:

@@ -13,6 +13,10 @@ Inputs: TypeAlias = Sequence[Array | None]
 """The inputs of a model in the order of its signature; None for an optional one that was not given."""
 
 
+Rank: TypeAlias = tuple[int, bool, float]
+"""Priority, whether it waited too long and was put behind the others of it, and what its deadline counts as."""
+
+
 class Responder(Protocol):
     """Takes the answer of one request. Exactly one of `succeed` and `fail` is called, once, on any thread.
 
@@ -45,6 +49,8 @@ class Request:
         outputs: indices of the signature's outputs that the caller wants, in its order.
         deadline: `time.monotonic()` seconds after which nobody wants the answer; inf for never.
         priority: as the caller gave it, 0 when it did not.
+        timeout_s: as the caller gave it, in seconds; inf when it did not.
+        wait_until: `time.monotonic()` seconds until when it may wait for its run; set by the queue.
         responder: who gets the answer.
         timeline: its stamps.
         merge_key: requests may share a run only if theirs are equal; set by the scheduler.
@@ -62,6 +68,8 @@ class Request:
         "responder",
         "rows",
         "timeline",
+        "timeout_s",
+        "wait_until",
     )
 
     def __init__(
@@ -75,6 +83,7 @@ class Request:
         timeline: Timeline,
         deadline: float = inf,
         priority: int = 0,
+        timeout_s: float = inf,
     ) -> None:
         self.inputs = inputs
         self.rows = rows
@@ -85,4 +94,6 @@ class Request:
         self.responder = responder
         self.timeline = timeline
         self.merge_key: Hashable = None
-        self.rank: tuple[int, float] = (0, inf)
+        self.rank: Rank = (0, False, inf)
+        self.timeout_s = timeout_s
+        self.wait_until = inf

@@ -213,6 +213,8 @@ class Runner:
         left_s = request.deadline - now_ns * 1e-9
         if request.responder.cancelled and left_s > GIVING_UP_S:
             return CallCancelled(f"the caller left after {waited_ms:.0f} ms in the queue")
+        if request.wait_until <= now_ns * 1e-9:
+            return DeadlineExpired(f"{waited_ms:.0f} ms in the queue are more than the model's queue policy allows")
         if left_s > 0:
             return DeadlineExpired(
                 f"after {waited_ms:.0f} ms in the queue {left_s * 1e3:.0f} ms are left, less than the model needs"

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass_server.lifecycle.config_pbtxt import ConfigReader, ModelSettings, UnsupportedConfig, applied, parse
+from forwardpass_server.lifecycle.config_pbtxt import ConfigReader, parse
+from forwardpass_server.lifecycle.config_shapes import served
+from forwardpass_server.lifecycle.model_settings import ModelSettings, UnsupportedConfig
 from forwardpass_server.lifecycle.repository import ModelFolder
 from forwardpass_server.lifecycle.versions import Every, Latest, Specific
 from forwardpass_server.tensors import dtypes
@@ -19,7 +21,7 @@ SIGNATURE = Signature(
 
 def refused(text: str, signature: Signature | None = None) -> str:
     with pytest.raises(UnsupportedConfig) as caught:
-        applied(parse(text, model="m"), signature or SIGNATURE)
+        served(parse(text, model="m"), signature or SIGNATURE)
     return str(caught.value)
 
 
@@ -27,7 +29,7 @@ def test_an_empty_file_says_nothing() -> None:
     settings = parse("", model="m")
     assert settings.message is not None
     assert settings == ModelSettings(message=settings.message)
-    assert applied(settings, SIGNATURE) == SIGNATURE
+    assert served(settings, SIGNATURE).signature == SIGNATURE
 
 
 def test_a_file_as_triton_users_write_it_is_obeyed() -> None:
@@ -54,14 +56,13 @@ def test_a_file_as_triton_users_write_it_is_obeyed() -> None:
         """,
         model="m",
     )
-    assert (settings.max_batch_size, settings.instances, settings.max_queue_requests) == (16, 2, 32)
+    assert (settings.max_batch_size, settings.instances, settings.queue_policies.default.max_requests) == (16, 2, 32)
     assert settings.max_queue_delay_s == pytest.approx(500e-6)
     assert (settings.policy, settings.filename) == (Latest(2), "net.onnx")
     assert (settings.priorities, settings.default_priority) == (3, 2)
     assert (settings.max_latency_s, settings.refuse_nonfinite) == (pytest.approx(0.04), True)
     assert not settings.allow_batch_dependent_answers
     assert settings.hints == (
-        "instance_group[0].kind",
         "dynamic_batching.preferred_batch_size",
         "parameters[xnnpack]",
     )
@@ -75,9 +76,13 @@ def test_a_file_as_triton_users_write_it_is_obeyed() -> None:
         ("slo_p99_ms", "inf", "a number above 0"),
         ("refuse_nonfinite", "1", "'true' or 'false'"),
         ("allow_batch_dependent_answers", "True", "'true' or 'false'"),
+        ("intra_op_thread_count", "-1", "a number from 0 up"),
+        ("intra_op_thread_count", "many", "a number from 0 up"),
+        ("execution_mode", "2", "0 or 1"),
+        ("enable_mem_arena", "maybe", "0 or 1"),
     ],
 )
-def test_a_parameter_of_ours_with_a_senseless_value_is_refused(key: str, value: str, wants: str) -> None:
+def test_a_parameter_with_a_senseless_value_is_refused(key: str, value: str, wants: str) -> None:
     with pytest.raises(UnsupportedConfig, match=rf"parameters\[{key}\] is '{value}'; it must be {wants}"):
         parse(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}', model="m")
 
@@ -126,17 +131,11 @@ def test_a_batch_size_that_is_not_written_is_left_to_us_unless_dims_imply_it(tex
         ("sequence_batching { max_sequence_idle_microseconds: 5 }", "sequence_batching.max_sequence_idle_microseconds"),
         ("sequence_batching { }", "sequence_batching"),
         ("ensemble_scheduling { }", "ensemble_scheduling"),
-        ('input { name: "image" reshape { shape: [1] } }', "input[0].reshape.shape"),
         ('input { name: "image" is_shape_tensor: true }', "input[0].is_shape_tensor"),
         ('input { name: "image" allow_ragged_batch: true }', "input[0].allow_ragged_batch"),
-        ('output { name: "label" } output { name: "x" reshape { shape: [] } }', "output[1].reshape"),
         ('batch_input { target_name: "image" }', "batch_input[0].target_name"),
         ('batch_output { target_name: "image" }', "batch_output[0].target_name"),
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
-        (
-            "dynamic_batching { default_queue_policy { default_timeout_microseconds: 5 } }",
-            "dynamic_batching.default_queue_policy.default_timeout_microseconds",
-        ),
         ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
         ('cc_model_filenames { key: "7.5" value: "other.onnx" }', "cc_model_filenames[7.5]"),
         ('model_operations { op_library_filename: "evil.so" }', "model_operations.op_library_filename"),
@@ -152,14 +151,12 @@ def test_what_changes_answers_shapes_or_order_is_refused_by_its_field(text: str,
 @pytest.mark.parametrize(
     "text",
     [
-        'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
-        "optimization { graph { level: 1 } }",
-        "optimization { }",
-        'parameters { key: "intra_op_thread_count" value { string_value: "4" } }',
-        'model_warmup { name: "w" batch_size: 1 inputs { key: "image" value { dims: [28] zero_data: true } } }',
+        'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" } } }',
+        "optimization { input_pinned_memory { enable: true } }",
+        'parameters { key: "memory.enable_memory_arena_shrinkage" value { string_value: "cpu:0" } }',
         'metric_tags { key: "team" value: "vision" }',
         "model_transaction_policy { decoupled: false }",
-        "instance_group { kind: KIND_CPU gpus: [0, 1] rate_limiter { priority: 2 } }",
+        "instance_group { rate_limiter { priority: 2 } }",
         'input { name: "image" format: FORMAT_NCHW }',
     ],
 )
@@ -170,8 +167,8 @@ def test_a_promise_of_speed_is_accepted_and_remembered(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("max_batch_size: many", ["cannot be read", "1:"]),
-        ("max_batch_size: 8\nno_such_field: 1", ["cannot be read", "2:", "no_such_field"]),
+        ("max_batch_size: many", ["config.pbtxt: cannot be read", "line 1, column 17"]),
+        ("max_batch_size: 8\n  no_such_field: 1", ["cannot be read", "line 2, column 3", "no_such_field"]),
         ("input {", ["cannot be read"]),
         ('name: "other"', ["'other'", "'m'"]),
         ('platform: "tensorrt_plan"', ["tensorrt_plan", "onnxruntime_onnx"]),
@@ -180,6 +177,20 @@ def test_a_promise_of_speed_is_accepted_and_remembered(text: str) -> None:
         ("instance_group { count: -2 }", ["instance_group.count", "-2"]),
         ('default_model_filename: "../x.onnx"', ["default_model_filename", "../x.onnx"]),
         ('default_model_filename: ".."', ["default_model_filename"]),
+        ("instance_group { kind: KIND_MODEL }", ["instance_group[0].kind", "KIND_MODEL"]),
+        ("instance_group { } instance_group { gpus: [0, 1] }", ["instance_group[1].gpus", "[0, 1]", "--device"]),
+        ("instance_group { kind: KIND_CPU } instance_group { kind: KIND_GPU }", ["KIND_GPU, KIND_CPU", "one place"]),
+        ("optimization { graph { level: 3 } }", ["optimization.graph.level", "3"]),
+        (
+            'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" '
+            'parameters { key: "precision_mode" value: "INT8" } } } }',
+            ["gpu_execution_accelerator[0].parameters[precision_mode]", "INT8", "FP16"],
+        ),
+        ("dynamic_batching { priority_queue_policy { key: 1 } }", ["priority_queue_policy[1]", "0 priority_levels"]),
+        (
+            "dynamic_batching { priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 3 } }",
+            ["priority_queue_policy[3]", "2 priority_levels"],
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_value(text: str, parts: list[str]) -> None:
@@ -214,12 +225,12 @@ def test_batches_of_a_graph_without_a_dynamic_first_dimension_are_refused() -> N
 
 def test_a_configured_dimension_fixes_one_that_the_graph_leaves_open() -> None:
     settings = parse('max_batch_size: 4 input { name: "image" dims: [32, 28] }', model="m")
-    assert applied(settings, SIGNATURE).inputs[0].shape == ("batch", 32, 28)
+    assert served(settings, SIGNATURE).signature.inputs[0].shape == ("batch", 32, 28)
 
 
 def test_configured_outputs_leave_out_the_others() -> None:
     settings = parse('max_batch_size: 4 output { name: "probabilities" dims: [10] }', model="m")
-    assert [spec.name for spec in applied(settings, SIGNATURE).outputs] == ["probabilities"]
+    assert [spec.name for spec in served(settings, SIGNATURE).signature.outputs] == ["probabilities"]
 
 
 def folder(path: Path, text: bytes | None) -> ModelFolder:

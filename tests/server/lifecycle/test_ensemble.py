@@ -11,8 +11,8 @@ from forwardpass_proto import POOL
 from forwardpass_proto import model_config_pb2 as pb
 from forwardpass_server.errors import LoadFailed, NotReady
 from forwardpass_server.lifecycle import config_pbtxt, ensemble
-from forwardpass_server.lifecycle.config_pbtxt import ModelSettings, UnsupportedConfig
 from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.model_settings import ModelSettings, UnsupportedConfig
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.tensors import dtypes
 from forwardpass_server.tensors.signature import Signature, TensorSpec

@@ -12,9 +12,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from forwardpass_server.errors import LoadFailed, RunFailed
 from forwardpass_server.lifecycle import loader
-from forwardpass_server.lifecycle.config_pbtxt import ModelSettings, parse
+from forwardpass_server.lifecycle.config_pbtxt import parse
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.loader import CERTAIN, Loader, LoadRules
+from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.lifecycle.repository import VersionFolder
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.runtime import control_flow
@@ -42,8 +43,8 @@ class OnCpu:
         if self.trial:
             raise self.trial
 
-    def open(self, path: Path, signature: Signature) -> Any:
-        self.opened.append(Session(path, signature, resolve("cpu")))
+    def open(self, path: Path, signature: Signature, settings: ModelSettings) -> Any:
+        self.opened.append(Session(path, signature, resolve("cpu"), settings.session))
         return self.opened[-1]
 
     def has_control_flow(self, path: Path) -> bool:
@@ -57,7 +58,7 @@ class OnFake(OnCpu):
         super().__init__()
         self.session = session
 
-    def open(self, path: Path, signature: Signature) -> Any:
+    def open(self, path: Path, signature: Signature, settings: ModelSettings) -> Any:
         self.opened.append(self.session)
         return self.session
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from forwardpass_server.errors import InvalidRequest, LoadFailed, NotFound, NotReady, StartFailed
-from forwardpass_server.lifecycle.config_pbtxt import ModelSettings
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.manager import Enter, ModelManager, Watch
+from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.lifecycle.repository import VersionFolder
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.scheduling.policy import Limits

@@ -9,9 +9,9 @@ import pytest
 from google.protobuf.message import Message
 
 from forwardpass_proto import grpc_service_pb2 as pb
-from forwardpass_server.lifecycle.config_pbtxt import ModelSettings
 from forwardpass_server.lifecycle.leases import Lease, Leases
 from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.lifecycle.registry import ModelDescription, Table, VersionStatus
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.rpc import services, status

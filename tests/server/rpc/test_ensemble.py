@@ -9,8 +9,8 @@ import pytest
 
 from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_server.errors import InvalidRequest, RunFailed
-from forwardpass_server.lifecycle.config_pbtxt import ModelSettings
 from forwardpass_server.lifecycle.loaded import LoadedVersion
+from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.rpc.status import Code
 from forwardpass_server.scheduling.ensemble import EnsembleScheduler, Step
 from forwardpass_server.scheduling.policy import Limits

@@ -180,7 +180,7 @@ class TestRank:
 
     def test_without_levels_every_priority_is_alike(self) -> None:
         hurried, lazy = (make_request([np.zeros((1, 2))], priority=p)[0] for p in (1, 9))
-        assert rank(hurried, NOW, Limits()) == rank(lazy, NOW, Limits()) == (0, NOW + PATIENCE_S)
+        assert rank(hurried, NOW, Limits()) == rank(lazy, NOW, Limits()) == (0, False, NOW + PATIENCE_S)
 
 
 class TestAdmission:
