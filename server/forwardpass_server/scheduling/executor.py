@@ -73,6 +73,8 @@ class ThreadExecutor:
     def _work(self, runner: Runner) -> None:
         while (action := self._queue.take()) is not None:
             execute(action, self._queue, runner)
+            # Or this thread would hold the batch and its tensors until the next one comes, however long that takes.
+            del action
 
 
 class InlineLoop:

@@ -25,7 +25,7 @@ class FakeResponder:
         """As `Responder.on_cancel`."""
         if self.cancelled:
             callback()
-        else:
+        elif not self.answers:
             self._on_cancel.append(callback)
 
     def leave(self) -> None:
@@ -57,6 +57,7 @@ class FakeResponder:
         return self
 
     def _answered(self) -> None:
+        self._on_cancel = []  # as the transport does: they refer to the request, and that to us
         self.answers += 1
         self.thread = threading.current_thread().name
         self._done.set()

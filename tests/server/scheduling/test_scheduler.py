@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
 from queue import SimpleQueue
 
@@ -267,6 +268,24 @@ def test_a_run_that_does_not_even_end_when_told_to_is_reported() -> None:
     assert scheduler.close(0.01) is False
     deaf.set()
     assert caller.wait().outputs
+    assert scheduler.close()
+
+
+def test_an_idle_instance_holds_nothing_of_its_last_batch() -> None:
+    gone = threading.Event()
+
+    def run(inputs: Inputs, _outputs: object, _termination: object = None) -> list[np.ndarray]:
+        return both(inputs)[:1]
+
+    scheduler = Scheduler("m", [run], FIXED, limits=Limits())
+    request, caller = make_request([np.ones((1, 2), np.float32)])
+    watch = weakref.ref(request.inputs[0], lambda _: gone.set())
+    scheduler.submit(request)
+    assert caller.wait().outputs
+    caller.request = None
+    del request, caller
+    assert gone.wait(10), "its tensors are held until the next batch comes"
+    assert watch() is None
     assert scheduler.close()
 
 
