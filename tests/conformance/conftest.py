@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 # Modules below are imported as `conformance.…`: a namespace package, since folders of tests have no __init__.py.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conformance import models, report
-from conformance.process import ServerProcess, Start
-from conformance.wire import Caller, Outcome
+from conformance.process import MIB, ServerProcess, Start
+from conformance.wire import DATATYPES, Caller, Outcome, ask, ok, zeros
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,14 +51,34 @@ def shared_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) ->
     log = tmp_path_factory.mktemp("log") / "server.log"
     with ServerProcess(repository, log) as server:
         server.wait_until_ready()
+        exercise(server)
+        server.take_baseline()
         yield server
         server.stop()
+
+
+def exercise(server: ServerProcess) -> None:
+    """Let a server see every kind of request once, so that what it keeps on purpose (caches, buffers) is there."""
+    with Caller(server.target) as caller:
+        for datatype in DATATYPES:
+            for rows in (1, 64):
+                ok(caller.infer(ask(f"identity_{datatype.lower()}", zeros(datatype, (rows, 100)))))
+        ok(caller.infer(ask("identity_uint8", zeros("UINT8", (1, 60 * MIB))), timeout_s=60.0))
+        ok(caller.infer(ask("identity_bytes", zeros("BYTES", (1, MIB))), timeout_s=60.0))
+        for _ in range(4):
+            with Caller(server.target) as bomber:
+                bomber.call("ModelInfer", bytes(100 * MIB), timeout_s=60.0, compression=grpc.Compression.Gzip)
+        small = ask("mlp", zeros("FP32", (1, 10)))
+        for pending in [caller.begin(small, timeout_s=60.0) for _ in range(1000)]:
+            ok(pending.outcome())
+        # Heads of about 4 KB, all different: the most that is worth remembering to a server that remembers heads.
+        for number in range(1500):
+            caller.infer(ask("mlp", zeros("FP32", (1, 10)), outputs=[f"y{number}-{n}{'y' * 50}" for n in range(60)]))
 
 
 @pytest.fixture
 def server(shared_server: ServerProcess) -> Iterator[ServerProcess]:
     """The shared server; unharmed after the test, or the test fails."""
-    shared_server.take_baseline()
     yield shared_server
     shared_server.assert_unharmed()
 
@@ -110,9 +131,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if not isinstance(each, pytest.TestReport):  # a file that could not be collected
                 continue
             for case in (value for name, value in each.user_properties if name == "case"):
+                assert isinstance(case, report.Case)
                 row = rows.setdefault(case, report.Row(Counter(), Counter()))
                 row.results[result] += 1
-                row.got.update(value for name, value in each.user_properties if name == "got")
+                row.got.update(str(value) for name, value in each.user_properties if name == "got")
     if rows:
         terminalreporter.section("conformance")
         terminalreporter.write_line(report.table(rows))

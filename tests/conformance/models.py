@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from forwardpass_server.lifecycle import repository
+from forwardpass_server.lifecycle.manifest import GoldenSet
 
 Shape = Sequence[int | str]
 
@@ -256,13 +257,25 @@ def everything() -> dict[str, onnx.ModelProto]:
     }
 
 
-def publish(root: Path, name: str, model: onnx.ModelProto | bytes) -> int:
-    """Publish a model with a manifest; bytes are published as they are, sound or not. Returns the version."""
+def publish(
+    root: Path, name: str, model: onnx.ModelProto | bytes, example: tuple[np.ndarray, np.ndarray] | None = None
+) -> int:
+    """Publish a model with a manifest; bytes are published as they are, sound or not. Returns the version.
+
+    Args:
+        example: x and y of a golden example, true or not.
+    """
     content = model if isinstance(model, bytes) else model.SerializeToString()
 
     def build(folder: Path) -> repository.Contents:
         (folder / "model.onnx").write_bytes(content)
-        return {}
+        if example is None:
+            return {}
+        golden = folder / "test_data_set_0"
+        golden.mkdir()
+        for kind, tensor_name, array in (("input", "x", example[0]), ("output", "y", example[1])):
+            (golden / f"{kind}_0.pb").write_bytes(numpy_helper.from_array(array, tensor_name).SerializeToString())
+        return {"golden": [GoldenSet(folder=golden.name, atol=1e-5, rtol=1e-5)]}
 
     return repository.publish(root, name, build).version
 

@@ -24,6 +24,7 @@ from forwardpass_proto import health_pb2
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 SETTLE_TIMEOUT_S = 10.0
+ORDINARY_ROUNDS = 100
 
 IN_FLIGHT = "infer_inflight"
 QUEUED = "infer_queue_depth"
@@ -212,9 +213,13 @@ class ServerProcess:
         return self.caller.infer(ask("identity_fp32", tensor("x", VALID)))
 
     def take_baseline(self) -> None:
-        """Remember memory and descriptors as they are now, for `assert_unharmed`."""
-        self.assert_answering()
-        self._memory_bytes, self._descriptors = self.memory_bytes(), self.descriptors()
+        """Remember how much memory and how many descriptors ordinary work takes, for `assert_unharmed`."""
+        self._memory_bytes = 0
+        for _ in range(ORDINARY_ROUNDS):
+            self.assert_answering()
+            self.wait_until_idle()
+            self._memory_bytes = max(self._memory_bytes, self.memory_bytes())
+        self._descriptors = self.descriptors()
 
     def assert_answering(self) -> None:
         """Live, ready, healthy, and the next valid request is answered right."""

@@ -55,7 +55,7 @@ class Blocked:
 
     def wait_for_queue(self, count: int) -> None:
         """Wait until exactly `count` requests wait, the blocker still at work."""
-        wait_until(lambda: self.queued() == count, f"{count} requests wait (now {self.queued()})")
+        wait_until(lambda: self.queued() == count, f"{count} requests wait", self.queued)
         assert not self.blocker.done, "the blocker was too short for this machine"
 
     def since(self) -> dict[str, float]:
@@ -260,6 +260,19 @@ def test_a_full_queue_of_the_departed_has_room(caller: Caller, block: Block) -> 
         wait_until(lambda: caller.begin(ask("slow", trips(0))).done or blocked.queued() < MAX_WAITING, "there is room")
         last = caller.begin(ask("slow", trips(-7)))
     assert ok(last.outcome())["y"].array.tolist() == [[-7]]
+
+
+@pytest.mark.case("19", "cancel before it waits", "CANCELLED within 100 ms; the model is not run")
+def test_a_call_cancelled_as_soon_as_it_is_made_never_runs(caller: Caller, block: Block) -> None:
+    with block("slow") as blocked:
+        for _ in range(50):
+            pending = caller.begin(ask("slow", trips(0)))
+            pending.cancel()
+            outcome = pending.outcome()
+            assert outcome.code is grpc.StatusCode.CANCELLED
+            assert outcome.seconds < 0.1
+        assert not blocked.blocker.done, "the blocker was too short for this machine"
+    assert blocked.since()[ROWS] == 0
 
 
 case_24 = pytest.mark.case("24", "deadline passes in the queue", "DEADLINE_EXCEEDED; never run; counted")

@@ -51,6 +51,7 @@ PROMPT_S = 5.0
 @pytest.fixture(scope="module")
 def fuzzed(shared_server: ServerProcess) -> Iterator[Caller]:
     with Caller(shared_server.target) as caller:
+        caller.call("ServerLive")  # connected before the descriptors are counted
         yield caller
 
 

@@ -229,7 +229,7 @@ def test_a_parameter_of_the_wrong_type_is_refused_by_name(caller: Caller, key: s
     ],
 )
 def test_a_sequence_is_refused_by_name(caller: Caller, key: str, choice: dict[str, Any]) -> None:
-    refused(caller.infer(with_parameter(key, **choice)), grpc.StatusCode.UNIMPLEMENTED, "sequence_id")
+    refused(caller.infer(with_parameter(key, **choice)), grpc.StatusCode.UNIMPLEMENTED, key)
 
 
 @case_parameters
