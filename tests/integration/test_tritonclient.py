@@ -33,8 +33,26 @@ def save(root: Path, name: str, config: str = "", labels: str = "") -> None:
         (folder / "labels.txt").write_text(labels)
 
 
+def save_with_default(root: Path, name: str) -> None:
+    """Model `name`: x FP32 [rows, 3], bias FP32 [3], 10 where it is left out → y = x + bias."""
+    x, y = (helper.make_tensor_value_info(each, TensorProto.FLOAT, ["rows", 3]) for each in "xy")
+    bias = helper.make_tensor_value_info("bias", TensorProto.FLOAT, [3])
+    ten = numpy_helper.from_array(np.full(3, 10, np.float32), "bias")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "bias"], ["y"])], "add", [x, bias], [y], [ten])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (root / name / "1").mkdir(parents=True)
+    (root / name / "1" / "model.onnx").write_bytes(model.SerializeToString())
+    (root / name / "config.pbtxt").write_text(
+        """
+        input { name: "x" data_type: TYPE_FP32 dims: [ -1, 3 ] }
+        input { name: "bias" data_type: TYPE_FP32 dims: [ 3 ] optional: true }
+        """
+    )
+
+
 @pytest.fixture
 def process(root: Path, serve: "Serve") -> "Process":
+    save_with_default(root, "biased")
     save(root, "double", labels="red\ngreen\nblue\n")
     save(root, "kept", config="max_batch_size: 8 response_cache { enable: true }")
     process = serve("--enable-shared-memory")
@@ -53,8 +71,8 @@ def client(address: str) -> Iterator[triton.InferenceServerClient]:
         yield client
 
 
-def tensor(array: np.ndarray) -> triton.InferInput:
-    made = triton.InferInput("x", list(array.shape), "FP32")
+def tensor(array: np.ndarray, name: str = "x") -> triton.InferInput:
+    made = triton.InferInput(name, list(array.shape), "FP32")
     made.set_data_from_numpy(array)
     return made
 
@@ -66,6 +84,16 @@ def test_classes_come_with_their_labels(client: triton.InferenceServerClient) ->
     result = client.infer("double", [tensor(ROWS)], outputs=[triton.InferRequestedOutput("y", class_count=2)])
     found = result.as_numpy("y")
     assert found.tolist() == [[b"6.000000:1:green", b"4.000000:2:blue"], [b"12.000000:0:red", b"10.000000:1:green"]]
+
+
+def test_an_input_with_a_default_may_be_given_or_left_out(client: triton.InferenceServerClient) -> None:
+    bias = np.array([1, 2, 3], np.float32)
+    assert (client.infer("biased", [tensor(ROWS)]).as_numpy("y") == ROWS + 10).all()
+    assert (client.infer("biased", [tensor(bias, "bias"), tensor(ROWS)]).as_numpy("y") == ROWS + bias).all()
+    with pytest.raises(InferenceServerException, match="missing 'x'"):
+        client.infer("biased", [tensor(bias, "bias")])
+    inputs = client.get_model_config("biased").config.input
+    assert [(each.name, each.optional) for each in inputs] == [("x", False), ("bias", True)]
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

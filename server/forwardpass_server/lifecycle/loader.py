@@ -24,7 +24,7 @@ from forwardpass_server.lifecycle.repository import MANIFEST_FILE, VersionFolder
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.lifecycle.verify import PrivateCopy
 from forwardpass_server.logs import event
-from forwardpass_server.runtime.warmup import buckets, may_run_inline, probe_batching, warm
+from forwardpass_server.runtime.warmup import buckets, inline_rows, probe_batching, warm
 from forwardpass_server.scheduling.batch import one_shape
 from forwardpass_server.scheduling.cost import CostCurve
 from forwardpass_server.scheduling.executor import InlineLoop
@@ -140,7 +140,8 @@ class Loader:
         self, folder: VersionFolder, settings: ModelSettings, enter: Callable[[State], None], copy: PrivateCopy
     ) -> LoadedVersion:
         enter(State.LOADING)
-        graph = Signature.from_onnx(copy.model, settings.max_batch_size or self._rules.max_batch_size)
+        optional = {each.name for each in settings.message.input if each.optional} if settings.message else ()
+        graph = Signature.from_onnx(copy.model, settings.max_batch_size or self._rules.max_batch_size, optional)
         served = config_shapes.served(settings, graph)
         signature = served.signature
         golden = served.golden(
@@ -160,14 +161,17 @@ class Loader:
                 enter(State.PROVING)
                 proof_runs = prove.prove(run, signature, golden, sizes if merges else ())
             steady = not self._runtime.has_control_flow(copy.model)
-            inline = self._may_run_inline(settings, cost, steady=steady)
+            max_rows = cost.useful_rows(signature.max_batch_size) if merges else 0
+            rows_on_loop = self._rows_on_loop(settings, cost, max_rows, steady=steady)
+            inline = rows_on_loop is not None
+            max_rows = max_rows if rows_on_loop is None else min(max_rows, rows_on_loop)
             self._log(folder, alone_because, cost, inline=inline, proof_runs=proof_runs)
             return LoadedVersion(
                 model=folder.model,
                 number=folder.version,
                 signature=signature,
                 scheduler=self._scheduler(
-                    folder, settings, run, signature, cost, inline=inline, merges=merges, steady=steady
+                    folder, settings, run, signature, cost, max_rows, inline=inline, steady=steady
                 ),
                 settings=settings,
                 provider=session.provider,
@@ -204,16 +208,16 @@ class Loader:
         run: Run,
         signature: Signature,
         cost: CostCurve,
+        max_rows: int,
         *,
         inline: bool,
-        merges: bool,
         steady: bool,
     ) -> Scheduler:
         limits = Limits(
-            max_rows=cost.useful_rows(signature.max_batch_size) if merges else 0,
+            max_rows=max_rows,
             max_requests=settings.most_waiting(self._rules.max_requests),
             max_bytes=self._rules.max_queue_bytes,
-            max_delay_s=settings.max_queue_delay_s if merges else 0.0,
+            max_delay_s=settings.max_queue_delay_s if max_rows else 0.0,
             max_latency_s=settings.max_latency_s,
             shortest_run_s=_shortest_run_s(signature, cost) if steady else 0.0,
             priorities=settings.priorities,
@@ -231,10 +235,10 @@ class Loader:
             watchdog=self._watchdog,
         )
 
-    def _may_run_inline(self, settings: ModelSettings, cost: CostCurve, *, steady: bool) -> bool:
+    def _rows_on_loop(self, settings: ModelSettings, cost: CostCurve, max_rows: int, *, steady: bool) -> int | None:
         if settings.instances > 1 or settings.max_queue_delay_s > 0:
-            return False
-        return may_run_inline(cost, control_flow=not steady)
+            return None
+        return inline_rows(cost, max_rows, control_flow=not steady)
 
     def _log(
         self, folder: VersionFolder, alone_because: str | None, cost: CostCurve, *, inline: bool, proof_runs: int

@@ -94,7 +94,9 @@ class Session:
         self._handle = session._sess
         self._inputs = [spec.name for spec in signature.inputs]
         self._outputs = [spec.name for spec in signature.outputs]
-        _same_names(path.name, "inputs", self._inputs, [value.name for value in session.get_inputs()])
+        # ONNX Runtime lists inputs with a default elsewhere.
+        required = [spec.name for spec in signature.inputs if not spec.optional]
+        _same_names(path.name, "inputs", required, [value.name for value in session.get_inputs()])
         _same_names(path.name, "outputs", self._outputs, [value.name for value in session.get_outputs()])
         self._bf16 = frozenset(index for index, spec in enumerate(signature.inputs) if spec.dtype is BF16)
         self._by_value = any(spec.dtype is BF16 for spec in (*signature.inputs, *signature.outputs))

@@ -1,6 +1,7 @@
 """What an ONNX file says its model takes and gives. Reads the graph; never weights outside it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -11,10 +12,15 @@ from forwardpass_server.tensors import dtypes
 from forwardpass_server.tensors.specs import Dim, TensorSpec
 
 
-def read(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def read(path: Path, optional: Collection[str] = ()) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs of the model in a file, in the graph's order.
 
-    Inputs that have an initializer are weights, not inputs: old exporters list every weight as an input.
+    Inputs that have an initializer are weights, not inputs: old exporters list every weight as an input. The graph
+    cannot say which of them are meant as inputs with a default.
+
+    Args:
+        path: of the .onnx file.
+        optional: names of those that are.
 
     Raises:
         LoadFailed: unreadable, not an ONNX model, or with a tensor that the protocol cannot carry.
@@ -28,7 +34,11 @@ def read(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     weights = {weight.name for weight in graph.initializer} | {
         weight.values.name for weight in graph.sparse_initializer
     }
-    inputs = tuple(_spec("input", value) for value in graph.input if value.name not in weights)
+    inputs = tuple(
+        replace(_spec("input", value), optional=value.name in weights)
+        for value in graph.input
+        if value.name not in weights or value.name in optional
+    )
     outputs = tuple(_spec("output", value) for value in graph.output)
     if not outputs:
         raise LoadFailed(f"{path.name} has no outputs: not an ONNX model, or cut short")

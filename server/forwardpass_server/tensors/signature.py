@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,17 +44,20 @@ class Signature:
     """Rows that may run as one batch; 0 for a model whose first dimension is nothing special."""
 
     @classmethod
-    def from_onnx(cls, path: Path | str, max_batch_size: int = MAX_BATCH_SIZE) -> Signature:
+    def from_onnx(
+        cls, path: Path | str, max_batch_size: int = MAX_BATCH_SIZE, optional: Collection[str] = ()
+    ) -> Signature:
         """The signature of the model in a file. Reads no weights that lie outside it.
 
         Args:
             path: of the .onnx file.
             max_batch_size: rows, for a graph whose declared shapes allow batches; others get 0.
+            optional: inputs that have a default in the graph, and may be given.
 
         Raises:
             LoadFailed: unreadable, not an ONNX model, or with a tensor that the protocol cannot carry.
         """
-        inputs, outputs = graph.read(Path(path))
+        inputs, outputs = graph.read(Path(path), optional)
         return cls(inputs, outputs, max_batch_size if graph.batches(inputs, outputs) else 0)
 
     def check(self, request: InferRequest) -> CheckedRequest:

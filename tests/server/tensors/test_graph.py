@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from forwardpass_server.errors import LoadFailed
 from forwardpass_server.tensors import dtypes
@@ -141,6 +142,19 @@ def test_a_truncated_model_is_refused_or_read_but_nothing_else(tmp_path: Path) -
             Signature.from_onnx(path)
         except LoadFailed:
             continue
+
+
+def test_an_input_with_a_default_is_an_input_where_the_caller_says_so(tmp_path: Path) -> None:
+    inputs = [value("x", ["rows", 3]), value("bias", [3])]
+    path = write(
+        tmp_path / "model.onnx",
+        inputs,
+        [value("y", ["rows", 3])],
+        [numpy_helper.from_array(np.ones(3, np.float32), "bias")],
+    )
+    assert [(spec.name, spec.optional) for spec in Signature.from_onnx(path).inputs] == [("x", False)]
+    named = Signature.from_onnx(path, optional={"bias", "x", "nothing"})
+    assert [(spec.name, spec.optional) for spec in named.inputs] == [("x", False), ("bias", True)]
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
