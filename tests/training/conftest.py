@@ -1,18 +1,21 @@
 """Three small networks, exported once for all tests: an export costs seconds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
+from forwardpass_training import run
 from forwardpass_training.data import DataStore, mnist, shakespeare
 from forwardpass_training.errors import DownloadFailed
 from forwardpass_training.export import export
 from forwardpass_training.exportable import Examples, Exportable
 from forwardpass_training.models import CharLstmConfig, CnnConfig, DenseConfig, served
+from forwardpass_training.recipes import digits_cnn
+from forwardpass_training.run import Surroundings
 from forwardpass_training.task import Task
 
 VOCABULARY, HIDDEN, LAYERS = 5, 4, 2
@@ -107,3 +110,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of `digits_cnn`, three epochs long. Tests may add files to it."""
+    config = replace(digits_cnn(), epochs=3)
+    surroundings = Surroundings(store=DataStore.from_environment({}), device="cpu", threads=1)
+    return run.start(config, tmp_path_factory.mktemp("runs"), surroundings).path

@@ -14,6 +14,7 @@
     └── ShipError            between a trained network and a served version
         ├── ExportFailed       the network could not be written as ONNX
         ├── ParityFailed       the ONNX file and the network disagree; nothing is published
+        ├── ChildFailed        work in a child process crashed, raised, or took too long
         └── PublishFailed      the version could not be put into the repository
 
 This module imports nothing.
@@ -74,6 +75,10 @@ class ExportFailed(ShipError):
 
 class ParityFailed(ShipError):
     """The ONNX file and the network disagree; nothing is published."""
+
+
+class ChildFailed(ShipError):
+    """Work in a child process crashed, raised, or took too long."""
 
 
 class PublishFailed(ShipError):

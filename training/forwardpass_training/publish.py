@@ -7,7 +7,7 @@ which the server proves it again on its own device.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from forwardpass_training.errors import PublishFailed
 from forwardpass_training.export import export
 from forwardpass_training.exportable import Exportable
 from forwardpass_training.folder import RunFolder
+from forwardpass_training.portable import not_portable
 from forwardpass_training.verify import ParityReport, measure
 
 PARITY_FILE = "parity.json"
@@ -117,6 +118,7 @@ def place(
     provenance: Mapping[str, Any],
     tolerance: Tolerance = GOLDEN_TOLERANCE,
     tolerances: Mapping[str, Tolerance] | None = None,
+    foreign_operators: Collection[str] = (),
 ) -> VersionFolder:
     """Put a file into a repository as the model's next version; whoever calls has proved that it is a good one.
 
@@ -129,10 +131,14 @@ def place(
         provenance: for the manifest.
         tolerance: of the golden examples.
         tolerances: of single outputs.
+        foreign_operators: beyond ONNX's own, that the file is known to hold; any other is refused.
 
     Raises:
-        PublishFailed: the repository refuses the name, or the disk the files.
+        PublishFailed: the file holds what runs on one kind of processor, or undeclared in one runtime; the repository
+            refuses the name, or the disk the files.
     """
+    if reason := not_portable(exported, declared=foreign_operators):
+        raise PublishFailed(f"{exported} is not published: {reason}")
 
     def build(folder: Path) -> Contents:
         if exported.is_dir():

@@ -101,6 +101,21 @@ def metrics(path: Path) -> dict[str, Any]:
     return found
 
 
+def dataset(path: Path, store: DataStore | None = None) -> Dataset:
+    """The data of a run, which is what it began with.
+
+    Args:
+        path: the run folder.
+        store: where its data is found; by default as the environment says.
+
+    Raises:
+        RunFolderError: no run there.
+        DataError: its data cannot be had, or is not what it began with.
+    """
+    folder = RunFolder.open(path)
+    return _load_same_data(folder, folder.config(), store or DataStore.from_environment())
+
+
 def exportable(path: Path, store: DataStore | None = None) -> Exportable:
     """The network of a finished run, ready to export, on the CPU.
 
