@@ -47,7 +47,7 @@ def test_a_run_folder_holds_everything_known_about_the_run(tmp_path: Path) -> No
     assert names == {"config.json", "data.json", "checkpoint.pt", "metrics.json", "loss.png", "confusion.png"}
     assert folder.config() == tiny()
     found = run.metrics(folder.path)
-    assert set(found["held_out"]) == {"accuracy", "precision", "recall", "f1", "log_loss"}
+    assert set(found["held_out"]) == {"accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "ece"}
     assert [epoch["seconds"] > 0 for epoch in found["history"]] == [True] * 4
     assert found["gates"][0]["gate"] == "accuracy >= 0.97"
     assert found["machine"]["threads"] == 1

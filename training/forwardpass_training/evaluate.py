@@ -1,6 +1,7 @@
 """Held-out evaluation: the loss and the metrics of a task, and the confusion matrix where there are classes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +32,17 @@ class Evaluation:
     Attributes:
         loss: the training loss, on held-out rows.
         metrics: by name, see `metrics`.
+        answers: what the network says of each row: numbers [rows, outputs], the probability of class 1 [rows], of each
+            class [rows, classes]; of a text, the nats of each character [characters].
+        targets: what is true of it: numbers [rows, outputs], classes [rows]; of a text, whether the likeliest character
+            was right [characters].
         confusion: counts [true class, predicted class]; None where there are no classes.
     """
 
     loss: float
     metrics: dict[str, float]
+    answers: NDArray[Any]
+    targets: NDArray[Any]
     confusion: NDArray[np.int64] | None = None
 
 
@@ -57,16 +64,17 @@ def evaluate(network: nn.Module, task: Task, dataset: Dataset) -> Evaluation:
                 found = metrics.regression(answers, targets)
             if isinstance(network, Dense) and network.is_affine:
                 found["distance_to_least_squares"] = distance_to_least_squares(network, dataset.train)
-            return Evaluation(found["mse"], found)
+            return Evaluation(found["mse"], found, answers, targets)
         case "binary":
             probabilities, classes = answers[:, 0], targets[:, 0].astype(np.int64)
             found = metrics.binary(probabilities, classes)
             predictions = (probabilities > 0.5).astype(np.int64)
-            return Evaluation(found["log_loss"], found, metrics.confusion_matrix(predictions, classes, classes=2))
+            confusion = metrics.confusion_matrix(predictions, classes, classes=2)
+            return Evaluation(found["log_loss"], found, probabilities, classes, confusion)
         case "multiclass":
             found = metrics.multiclass(answers, targets)
             confusion = metrics.confusion_matrix(answers.argmax(axis=1), targets, classes=answers.shape[1])
-            return Evaluation(found["log_loss"], found, confusion)
+            return Evaluation(found["log_loss"], found, answers, targets, confusion)
         case "language":
             raise TypeError(f"a {type(network).__name__} is not a language model")
 
@@ -80,8 +88,9 @@ def _language(network: CharLstm, split: Split) -> Evaluation:
         logits, h, c = network(tokens.unsqueeze(0), h, c)
         nats.append(functional.cross_entropy(logits[0], targets, reduction="none"))
         hits.append(logits[0].argmax(-1) == targets)
-    found = metrics.language(torch.cat(nats).cpu().numpy(), torch.cat(hits).cpu().numpy())
-    return Evaluation(found["nats_per_character"], found)
+    surprise, right = torch.cat(nats).cpu().numpy(), torch.cat(hits).cpu().numpy()
+    found = metrics.language(surprise, right)
+    return Evaluation(found["nats_per_character"], found, surprise, right)
 
 
 def distance_to_least_squares(network: Dense, split: Split) -> float:
