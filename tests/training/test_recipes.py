@@ -11,7 +11,7 @@ from forwardpass_training.recipes import RECIPES, find
 from forwardpass_training.run import Surroundings
 
 QUICK = ["linear_regression", "logistic_regression", "mlp_classifier", "digits_cnn"]
-LONG = ["mnist_cnn", "mnist_cnn_best", "mnist_cnn_robust", "shakespeare_lstm"]
+LONG = ["mnist_cnn", "mnist_cnn_best", "mnist_cnn_robust", "mnist_cnn_private", "shakespeare_lstm"]
 
 METRICS = {
     "regression": {"mse", "mae", "r2"},

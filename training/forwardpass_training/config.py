@@ -15,6 +15,7 @@ from forwardpass_training.adversary import Adversary
 from forwardpass_training.data import DataConfig
 from forwardpass_training.errors import BadSetting
 from forwardpass_training.models import ModelConfig
+from forwardpass_training.privacy import SMALLEST_BATCH, Privacy
 from forwardpass_training.task import Task
 
 
@@ -68,6 +69,8 @@ class RunConfig:
     """Stop after so many epochs without a better loss on the rows kept aside, and go back to the best epoch."""
     adversary: Adversary | None = None
     """Images only: learn from the worst image near each, for robustness."""
+    privacy: Privacy | None = None
+    """Rows only: clip and blur each step, so that the network gives away little about any row."""
     seed: int = 0
     """Of the initial weights and of the order of the rows; the data has its own."""
     window: int | None = None
@@ -104,7 +107,6 @@ class RunConfig:
             raise BadSetting(f"label_smoothing is {self.label_smoothing}, and {self.name} ({self.task}) has no classes")
         if self.adversary and self.task != "multiclass":
             raise BadSetting(f"an adversary needs images to classify; {self.name} is {self.task}")
-        self.model.check()
         if self.task == "language" and (self.batch_size is None or self.window is None or self.window < 1):
             raise BadSetting(
                 "a language model needs a batch_size and a window of at least 1; "
@@ -112,6 +114,21 @@ class RunConfig:
             )
         if self.task != "language" and self.window is not None:
             raise BadSetting(f"window is {self.window}, which only a language model has; {self.name} is {self.task}")
+        if self.privacy:
+            self._check_private()
+        self.model.check()
+
+    def _check_private(self) -> None:
+        if self.task == "language" or self.batch_size is None or self.batch_size < SMALLEST_BATCH:
+            raise BadSetting(
+                f"private training takes rows, at least {SMALLEST_BATCH} a step; {self.name} is {self.task} with a "
+                f"batch_size of {self.batch_size}"
+            )
+        if self.patience or self.adversary or self.clip_norm is not None:
+            raise BadSetting(
+                "private training clips by itself (privacy.clip_norm), and what patience or an adversary looks at "
+                "would not be accounted for: leave clip_norm, patience and adversary out"
+            )
 
 
 PACKAGE = f"{__package__}."

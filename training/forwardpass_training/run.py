@@ -91,8 +91,9 @@ def reevaluate(path: Path, surroundings: Surroundings) -> tuple[RunFolder, Evalu
     folder = RunFolder.open(path)
     config = folder.config()
     make_repeatable(surroundings.threads)
-    network = _trained(folder, config).to(choose(surroundings.device))
-    return folder, evaluate(network, config.task, _load_same_data(folder, config, surroundings.store))
+    state = checkpoint.load(folder.checkpoint)
+    network = checkpoint.restore(state.answering, config.model.build()).to(choose(surroundings.device))
+    return folder, _judged(config, network, _load_same_data(folder, config, surroundings.store), state.epochs)
 
 
 def metrics(path: Path) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def _record(
     state: Checkpoint,
     device: torch.device,
 ) -> None:
-    held_out = evaluate(network, config.task, dataset)
+    held_out = _judged(config, network, dataset, state.epochs)
     headline = HEADLINE[config.task].replace("_", " ")
     report.save_curves(
         state.history,
@@ -224,6 +225,17 @@ def _record(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
     folder.write_json("metrics.json", values)  # last: a folder that has it is a finished run
+
+
+def _judged(config: RunConfig, network: nn.Module, dataset: Dataset, epochs: int) -> Evaluation:
+    """How the network does on held-out data, and the privacy that its epochs have spent."""
+    found = evaluate(network, config.task, dataset)
+    if config.privacy:
+        assert config.batch_size
+        learnt = dataset.for_choosing(config.validation_share).train
+        steps = epochs * steps_per_epoch(config, learnt)
+        found.metrics["epsilon"] = config.privacy.epsilon(rows=len(learnt), batch_size=config.batch_size, steps=steps)
+    return found
 
 
 def _epoch_line(config: RunConfig, state: Checkpoint) -> str:

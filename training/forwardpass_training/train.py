@@ -18,6 +18,7 @@ from forwardpass_training.data import Dataset, Split
 from forwardpass_training.errors import BadSetting, CheckpointError, Diverged
 from forwardpass_training.evaluate import HEADLINE, evaluate
 from forwardpass_training.models import CharLstm
+from forwardpass_training.privacy import PrivateOptimizer, drawn_by_chance
 
 OnStep = Callable[[int, float], None]
 """Called after each step with (epochs finished, loss)."""
@@ -54,13 +55,21 @@ def train(
     average = copy.deepcopy(network) if config.average else None
     if average and state.average:
         restore(state.average, average)
+    private = None
+    if config.privacy:
+        assert config.batch_size
+        private = PrivateOptimizer(config.privacy, network, optimizer, config.batch_size)
+        optimizer = private.optimizer
     if not start:
         on_epoch(_snapshot(network, optimizer, average, state))
     watched = dataset.for_choosing(config.validation_share)
     watched = replace(watched, train=watched.train.to(device))
     while not is_finished(config, state.history):
         began = time.perf_counter()
-        train_loss = _train_epoch(config, network, optimizer, average, watched, state.epochs, on_step)
+        generator = _seed_epoch(config.seed, state.epochs)
+        if private:
+            private.draw_noise_from(generator)
+        train_loss = _train_epoch(config, network, optimizer, average, watched, state.epochs, generator, on_step)
         held_out = evaluate(average or network, config.task, watched)
         if not math.isfinite(held_out.loss):
             raise _diverged(config, state.epochs, "held-out", held_out.loss)
@@ -71,6 +80,8 @@ def train(
             best = (average or network).state_dict()
         state = _snapshot(network, optimizer, average, replace(state, history=(*state.history, epoch), best=best))
         on_epoch(state)
+    if private:
+        private.release()
     return restore(state.answering, network)
 
 
@@ -138,10 +149,10 @@ def _train_epoch(
     average: nn.Module | None,
     dataset: Dataset,
     epoch: int,
+    generator: Generator,
     on_step: OnStep,
 ) -> float:
     """One pass over the data; gives the mean loss of its targets."""
-    generator = _seed_epoch(config.seed, epoch)
     network.train()
     total, targets = 0.0, 0
     steps = steps_per_epoch(config, dataset.train)
@@ -190,9 +201,7 @@ def _row_losses(
 ) -> Iterator[tuple[Tensor, int]]:
     """Rows in a new random order, `batch_size` at a time, distorted and made hard as the config says."""
     loss, split = loss_of(config), dataset.train
-    batches = torch.split(
-        torch.randperm(len(split), generator=generator).to(split.inputs.device), config.batch_size or len(split)
-    )
+    batches = _batches(config, len(split), generator)
     for step, rows in enumerate(batches):
         inputs, targets = dataset.augmentation(split.inputs[rows], generator), split.targets[rows]
         if config.adversary:
@@ -200,7 +209,19 @@ def _row_losses(
             network.eval()  # looking for the worst image must not move statistics, nor leave units out
             inputs = worst_images(network, loss, inputs, targets, epsilon=epsilon, steps=ascents, generator=generator)
             network.train()
+        if config.privacy:
+            # Opacus's hooks want a gradient to flow all the way to the input
+            inputs = inputs.float().requires_grad_()
         yield loss(network(inputs), targets), len(rows)
+
+
+def _batches(config: RunConfig, rows: int, generator: Generator) -> Sequence[Tensor]:
+    """Row numbers of each step: every row once, or, where the run is private, by chance."""
+    if config.privacy:
+        assert config.batch_size
+        steps = math.ceil(rows / config.batch_size)
+        return [drawn_by_chance(rows, config.batch_size, generator) for _ in range(steps)]
+    return torch.split(torch.randperm(rows, generator=generator), config.batch_size or rows)
 
 
 def _text_losses(config: RunConfig, network: CharLstm, split: Split) -> Iterator[tuple[Tensor, int]]:

@@ -87,6 +87,7 @@ SERVED = {
     "mnist_cnn": (("image",), ("probabilities",)),
     "mnist_cnn_best": (("image",), ("probabilities",)),
     "mnist_cnn_robust": (("image",), ("probabilities",)),
+    "mnist_cnn_private": (("image",), ("probabilities",)),
     "shakespeare_lstm": (("tokens", "h0", "c0"), ("logits", "h1", "c1")),
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro.conf
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from forwardpass_training.errors import BadSetting
 from forwardpass_training.models.model import ImageModelConfig, planes_of
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
 
 @dataclass(frozen=True)
 class Conv:
-    """One convolution and its ReLU: filters, pixels of its side, step, zeros round the image, pooling after it."""
+    """One convolution: filters, pixels of its side, step, zeros round the image, pooling after it."""
 
     channels: int
     kernel: int
@@ -25,7 +27,7 @@ class Conv:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvStackConfig(ImageModelConfig):
-    """(Conv → BatchNorm → ReLU → MaxPool) × n → (Dense ReLU) × m → Dense."""
+    """(Conv → BatchNorm → ReLU → MaxPool) × n → (Dense → ReLU) × m → Dense."""
 
     convolutions: Annotated[tuple[Conv, ...], tyro.conf.Suppress]
     """From the image inwards."""
@@ -33,6 +35,8 @@ class ConvStackConfig(ImageModelConfig):
     """Units of each dense layer before the last."""
     normalise: bool = True
     """Batch normalisation after each convolution; folded into it when served."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """After each layer but the last. tanh is bounded, which suits private training (Papernot et al. 2020)."""
     dropout: float = 0.0
     """Share of the inputs of each dense layer left out in each training step."""
 
@@ -82,7 +86,7 @@ def _convolutions(config: ConvStackConfig, planes: int) -> Sequence[nn.Module]:
         bias = not config.normalise
         layers.append(nn.Conv2d(planes, conv.channels, conv.kernel, conv.stride, conv.padding, bias=bias))
         layers += [nn.BatchNorm2d(conv.channels)] if config.normalise else []
-        layers.append(nn.ReLU())
+        layers.append(ACTIVATIONS[config.activation]())
         layers += [nn.MaxPool2d(conv.pool)] if conv.pool > 1 else []
         planes = conv.channels
     return layers
@@ -92,6 +96,6 @@ def _dense(config: ConvStackConfig, inputs: int, classes: int) -> Sequence[nn.Mo
     layers: list[nn.Module] = []
     for units in (*config.hidden, classes):
         layers += [nn.Dropout(config.dropout)] if config.dropout else []
-        layers += [nn.Linear(inputs, units), nn.ReLU()]
+        layers += [nn.Linear(inputs, units), ACTIVATIONS[config.activation]()]
         inputs = units
-    return layers[:-1]  # logits, without a ReLU
+    return layers[:-1]  # logits, as they are
