@@ -69,6 +69,8 @@ class RequestQueue:
         self._running = 0
         # Of each action in progress: when it will be over, as expected; and when it was taken.
         self._runs: dict[int, tuple[float, int]] = {}
+        # The rows of the run before, and when it was taken, where somebody waited at its end.
+        self._unobserved: tuple[int, int] | None = None
         self._closed = False
         self._swept_ns = 0
         # Requests found dead while making room; the next taker answers them.
@@ -172,7 +174,11 @@ class RequestQueue:
         with self._lock:
             _, taken_ns = self._runs.pop(id(action))
             if ran_whole:
-                self.cost.observe(action.rows, (now_ns - taken_ns) * 1e-9)
+                if self._waiting and self._instances == 1:
+                    # Its instance will ask again: until then it is busy with whatever the thread does besides.
+                    self._unobserved = (action.rows, taken_ns)
+                else:
+                    self.cost.observe(action.rows, (now_ns - taken_ns) * 1e-9)
             self._running -= len(action.batch) + len(action.dropped)
             if not self._running and not self._waiting:
                 self._idle.notify_all()
@@ -258,6 +264,10 @@ class RequestQueue:
         """Apply the policy to the waiting. Under the lock."""
         if self._has_policies:
             self._delay(now_ns * 1e-9)
+        if self._unobserved is not None:
+            rows, taken_ns = self._unobserved
+            self._unobserved = None
+            self.cost.observe(rows, (now_ns - taken_ns) * 1e-9)
         action = next_action(self._waiting, now_ns * 1e-9, self.limits, self.cost)
         self._waiting[: action.seen] = action.passed
         return self._taken(action, now_ns)

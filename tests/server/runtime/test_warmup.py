@@ -14,11 +14,13 @@ from forwardpass_server.runtime.providers import resolve
 from forwardpass_server.runtime.samples import DYNAMIC_SIZE, make_inputs
 from forwardpass_server.runtime.session import Session
 from forwardpass_server.runtime.warmup import (
+    INLINE_BATCH_S,
+    INLINE_LARGEST_S,
     INLINE_P99_S,
     RUNS,
     agree,
     buckets,
-    may_run_inline,
+    inline_rows,
     probe_batching,
     repeat,
     warm,
@@ -136,17 +138,28 @@ def test_a_real_model_is_timed(model: Model) -> None:
     assert all(0 < point.p50_s <= point.p99_s < 1 for point in curve.points)
 
 
+def curve(smallest_p99_s: float, *p50_s: float) -> CostCurve:
+    sizes = (1, 8, 32, 64)
+    return CostCurve(tuple(Cost(rows, s, max(s, smallest_p99_s)) for rows, s in zip(sizes, p50_s, strict=True)))
+
+
 @pytest.mark.parametrize(
-    ("p99_s", "control_flow", "inline"),
-    [(INLINE_P99_S * 0.99, False, True), (INLINE_P99_S, False, False), (1e-6, True, False)],
+    ("measured", "max_rows", "rows"),
+    [
+        (curve(0, 1e-5, 1e-5, 1e-5, 1e-5), 64, 64),
+        (curve(0, 1e-5, 1e-5, 1e-5, 1e-5), 8, 8),
+        (curve(0, 1e-5, 1e-5, 1e-5, 1e-5), 0, 1),
+        (curve(0, 5e-5, 1e-4, INLINE_BATCH_S, 9e-4), 64, 8),
+        (curve(0, 5e-5, 2e-4, 1e-3, INLINE_LARGEST_S), 64, None),
+        (curve(INLINE_P99_S, 1e-5, 1e-5, 1e-5, 1e-5), 64, None),
+        (CostCurve(), 64, None),
+    ],
 )
-def test_only_fast_models_without_control_flow_run_inline(p99_s: float, control_flow: bool, inline: bool) -> None:
-    curve = CostCurve((Cost(1, 1e-6, 1e-6), Cost(64, 1e-6, p99_s)))
-    assert may_run_inline(curve, control_flow=control_flow) is inline
-
-
-def test_a_model_of_unknown_cost_does_not_run_inline() -> None:
-    assert not may_run_inline(CostCurve(), control_flow=False)
+def test_what_costs_less_than_a_hand_over_runs_inline_in_batches_that_hold_nobody_up(
+    measured: CostCurve, max_rows: int, rows: int | None
+) -> None:
+    assert inline_rows(measured, max_rows, control_flow=False) == rows
+    assert inline_rows(measured, max_rows, control_flow=True) is None
 
 
 @pytest.mark.parametrize(
