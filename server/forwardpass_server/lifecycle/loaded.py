@@ -11,7 +11,6 @@ from forwardpass_server.scheduling.ensemble import EnsembleScheduler
 from forwardpass_server.scheduling.scheduler import Scheduler
 from forwardpass_server.tensors.signature import Signature
 from forwardpass_server.tensors.wire import Replies
-from forwardpass_server.tensors.wire import Replies
 
 PLATFORM = "onnxruntime_onnx"
 """What Triton's clients expect of an ONNX model."""
@@ -51,12 +50,6 @@ class LoadedVersion:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     cached: bool = False
     serial: int = field(default_factory=itertools.count().__next__)
-    replies: Replies = field(init=False, repr=False)
-    """Encodes its answers."""
-
-    def __post_init__(self) -> None:
-        outputs = [(spec.name, spec.dtype) for spec in self.signature.outputs]
-        object.__setattr__(self, "replies", Replies(self.model, str(self.number), outputs))
     replies: Replies = field(init=False, repr=False)
     """Encodes its answers."""
 
