@@ -25,6 +25,7 @@ from conformance.process import REQUESTS, RUNS, ServerProcess
 
 from forwardpass_server.lifecycle import repository
 from forwardpass_server.lifecycle.repository import GoldenSet
+from forwardpass_server.tensors.signature import MAX_BATCH_SIZE
 
 pytestmark = [pytest.mark.compat, pytest.mark.timeout(1200)]
 
@@ -144,7 +145,7 @@ def publish(root: Path, case: Case, model: bytes | None = None) -> None:
 def open_first_dimension(case: Case) -> bytes | None:
     """The model with "batch" for the first dimension of every input and output; None where these are not one size.
 
-    Nor the nine networks: one row is written into their reshapes.
+    Nor the nine networks, into whose reshapes one row is written; nor what has more rows than a batch may.
     """
     if not case.data_sets:
         return None
@@ -152,7 +153,10 @@ def open_first_dimension(case: Case) -> bytes | None:
     weights = {weight.name for weight in model.graph.initializer}
     values = [*(value for value in model.graph.input if value.name not in weights), *model.graph.output]
     dims = [value.type.tensor_type.shape.dim for value in values]
-    if not case.inputs or not all(dims) or len({each[0].dim_value for each in dims}) != 1:
+    if not case.inputs or not all(dims):
+        return None
+    sizes = {each[0].dim_value for each in dims}
+    if len(sizes) != 1 or max(sizes) > MAX_BATCH_SIZE:
         return None
     for each in dims:
         each[0].dim_param = "batch"
@@ -218,12 +222,19 @@ def chunks(cases: Sequence[Case], size: int) -> Iterator[Sequence[Case]]:
     return (cases[start : start + size] for start in range(0, len(cases), size))
 
 
+KINDS = {
+    "another answer": "another answer",
+    "NOT_IMPLEMENTED": "no kernel for it on the CPU",
+    "is not a registered function/op": "no such operator",
+    "locale": "wants the locale en_US, which this machine lacks",
+    "Batchwise recurrent operations": "no recurrent networks with the batch first",
+}
+"""What its refusals say, and what that means."""
+
+
 def summary(refusal: str) -> str:
     """A refusal without what is particular to one case."""
-    for kind in ("another answer", "NOT_IMPLEMENTED", "is not a registered function/op", "locale", "INVALID_GRAPH"):
-        if kind in refusal:
-            return kind
-    return refusal[:100]
+    return next((meaning for mark, meaning in KINDS.items() if mark in refusal), refusal[:100])
 
 
 def listed(wrong: dict[str, str]) -> str:
