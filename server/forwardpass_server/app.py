@@ -132,7 +132,7 @@ class Server:
             unknown=self._unknown_method,
         )
         self._transport.on_idle = inline.run_ready
-        self._transport.on_refusing = self._health.close
+        self._transport.on_refusing = self._refusing
         self._metrics.watch_loop(lambda: self._transport.stats.loop_lag_s)
         if cache is not None:
             self._metrics.watch_cache(lambda: cache.nbytes)
@@ -233,6 +233,11 @@ class Server:
             seconds=round(time.monotonic() - began, 3),
         )
         return stopped
+
+    def _refusing(self) -> None:
+        """Loop thread: the stop refuses from now on. End what would not end by itself, or too late."""
+        self._health.close()
+        self._models.refuse_orders()
 
     def _hear(self, timeout_s: float | None = None) -> None:
         match self._news.get(timeout=timeout_s):
@@ -355,12 +360,13 @@ def _code_and_text(error: BaseException) -> tuple[int, str]:
 
 
 def _watch(config: ServerConfig) -> Watch:
-    explicit = config.model_control_mode == "explicit" and "*" not in config.load_model
+    explicit = config.model_control_mode == "explicit"
     return Watch(
         root=config.model_repository,
         poll_s=config.repository_poll_secs,
         once=config.model_control_mode != "poll",
-        only=frozenset(config.load_model) if explicit else None,
+        only=frozenset(config.load_model) if explicit and "*" not in config.load_model else None,
+        by_order=explicit,
     )
 
 

@@ -57,7 +57,7 @@ class ServerConfig:
         Literal["poll", "none", "explicit"],
         About(
             "poll: follow what is published; none: load once what is there at start; "
-            "explicit: load once the models that --load-model names"
+            "explicit: load the models that --load-model names, then obey RepositoryModelLoad and …Unload"
         ),
     ] = "poll"
     load_model: Annotated[tuple[str, ...], About("a model to load in mode explicit; repeatable; `*`: all")] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -171,9 +172,25 @@ class ConfigReader:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._known: dict[str, tuple[Stamp, ModelSettings | LoadFailed]] = {}
+        self._overrides: dict[str, tuple[int, ModelSettings]] = {}
+        self._serial = itertools.count(1)
+
+    def override(self, model: str, settings: ModelSettings | None) -> None:
+        """Use `settings` in place of the model's file; None: the file again."""
+        if settings is None:
+            self._overrides.pop(model, None)
+        else:
+            self._overrides[model] = (next(self._serial), settings)
+
+    def stamp(self, folder: ModelFolder) -> object:
+        """Equal stamps mean equal settings."""
+        override = self._overrides.get(folder.name)
+        return folder.stamp if override is None else (folder.stamp, override[0])
 
     def settings(self, folder: ModelFolder) -> ModelSettings | LoadFailed:
         """What it says, the defaults when there is none, or why it cannot be used."""
+        if folder.name in self._overrides:
+            return self._overrides[folder.name][1]
         stamp, settings = self._known.get(folder.name, (None, None))
         if settings is None or stamp != folder.stamp:
             settings = self._read(folder)

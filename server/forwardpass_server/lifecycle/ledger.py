@@ -34,6 +34,7 @@ class Record:
         serving: the leases of what serves, None when nothing does.
         serving_stamp: of the files that it serves from.
         failed_stamp: of the files that it last failed with.
+        failure: why it did.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Record:
     serving: Leases[LoadedVersion] | None = None
     serving_stamp: object = None
     failed_stamp: object = None
+    failure: str = ""
 
 
 class Ledger:
@@ -54,10 +56,23 @@ class Ledger:
         self.subscribers: list[Callable[[], None]] = []
         self.observers: list[LifecycleObserver] = []
         self._records: dict[tuple[str, int], Record] = {}
+        self._unasked: frozenset[str] = frozenset()
 
     def models(self) -> set[str]:
         """Names of the models that have a record."""
         return {model for model, _ in self._records}
+
+    def ask(self, model: str, *, asked: bool) -> None:
+        """Write down whether somebody wants a model at all, and has its failures forgotten if not."""
+        unasked = self._unasked - {model} if asked else self._unasked | {model}
+        if unasked == self._unasked:
+            return
+        self._unasked = unasked
+        for record in self.of(model):
+            if record.state is State.FAILED and not asked:
+                record.failed_stamp = None
+                self.enter(record, State.UNLOADED)
+        self.publish()
 
     def of(self, model: str) -> list[Record]:
         """The records of a model, by number."""
@@ -107,7 +122,7 @@ class Ledger:
     ) -> Leases[LoadedVersion] | None:
         """Write down that a load failed. What serves under that number goes on; or, with `withdraw`, it serves no
         longer, and its leases are returned, which no table names any more."""
-        record.failed_stamp = stamp
+        record.failed_stamp, record.failure = stamp, reason
         for observer in self.observers:
             observer.load_failed(record.model, record.number)
         withdrawn = record.serving if withdraw else None
@@ -155,7 +170,9 @@ class Ledger:
             if record.serving is not None:
                 # Ascending, so that the highest stays under "".
                 serving[model, str(number)] = serving[model, ""] = record.serving
-        self.table = Table(serving=serving, models=models, complete=complete or self.table.complete)
+        self.table = Table(
+            serving=serving, models=models, unasked=self._unasked, complete=complete or self.table.complete
+        )
         for callback in self.subscribers:
             callback()
 

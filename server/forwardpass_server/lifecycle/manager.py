@@ -17,14 +17,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from forwardpass_server.errors import ForwardpassError, LoadFailed, StartFailed
+from forwardpass_server.errors import (
+    ForwardpassError,
+    InvalidRequest,
+    LoadFailed,
+    NotFound,
+    NotReady,
+    StartFailed,
+    Stopping,
+)
 from forwardpass_server.lifecycle import ensemble
-from forwardpass_server.lifecycle.config_pbtxt import ConfigReader
+from forwardpass_server.lifecycle.config_pbtxt import ConfigReader, parse_json
 from forwardpass_server.lifecycle.leases import Lease, Leases
 from forwardpass_server.lifecycle.ledger import Ledger, Record
 from forwardpass_server.lifecycle.loaded import LoadedVersion
-from forwardpass_server.lifecycle.model_settings import LATEST, ModelSettings
+from forwardpass_server.lifecycle.model_settings import LATEST, ModelSettings, UnsupportedConfig
 from forwardpass_server.lifecycle.observer import LifecycleObserver
+from forwardpass_server.lifecycle.orders import Answer, Order, Orders, check_name
 from forwardpass_server.lifecycle.registry import ModelDescription, VersionStatus
 from forwardpass_server.lifecycle.repository import (
     ModelFolder,
@@ -36,13 +45,16 @@ from forwardpass_server.lifecycle.repository import (
 )
 from forwardpass_server.lifecycle.settling import Settling
 from forwardpass_server.lifecycle.states import State
-from forwardpass_server.lifecycle.versions import Decision, Found, Policy, decide
+from forwardpass_server.lifecycle.versions import Decision, Found, Policy, Specific, decide
 from forwardpass_server.logs import event
 
 log = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
 """How long a drained version may take to end its threads, in seconds; nothing is running then."""
+
+UNASKED = Specific(frozenset())
+"""The policy of a model that nobody has ordered."""
 
 Enter = Callable[[State], None]
 """Tells the manager which stage a load enters. Raises `Abandoned` when the server stops meanwhile."""
@@ -64,12 +76,14 @@ class Watch:
         poll_s: seconds between two looks, and for which a version without a manifest must not have changed.
         once: look only until what was found at first is loaded.
         only: the models to load; None for all.
+        by_order: from then on load and unload what is ordered, and nothing else.
     """
 
     root: Path
     poll_s: float
     once: bool = False
     only: frozenset[str] | None = None
+    by_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,9 @@ class ModelManager:
         self._ledger = Ledger()
         self._configs = ConfigReader(watch.root)
         self._settling = Settling(watch.poll_s, clock, wall_clock)
+        self._asked = watch.only
+        """The models to load; None for all that are found."""
+        self._orders = Orders()
         self._problems: frozenset[Problem] = frozenset()
         self._readable = True
         self._unsettled: set[str] = set()
@@ -171,6 +188,62 @@ class ModelManager:
         """The versions that serve, by model and number."""
         return self._ledger.table.loaded()
 
+    def order_load(self, model: str, config: str | None, answer: Answer) -> None:
+        """Have a model loaded, or loaded again if its files or its configuration changed.
+
+        Args:
+            model: its name.
+            config: in place of its config.pbtxt, in JSON, until it is loaded without one.
+            answer: called with None when every version that is to be served serves; else with an error. What served
+                before goes on then.
+
+        Raises:
+            InvalidRequest: no name of a model, or a configuration that cannot be used.
+            NotReady: the server follows the repository by itself, or never looks again.
+            Overloaded, Stopping: too many orders wait; the server stops.
+        """
+        self._check_ordered(model)
+        try:
+            settings = None if config is None else parse_json(config, model=model)
+        except UnsupportedConfig as exc:
+            raise InvalidRequest(str(exc)) from exc
+        self._put(Order(model, loads=True, answer=answer, settings=settings))
+
+    def order_unload(self, model: str, answer: Answer, *, with_steps: bool = False) -> None:
+        """Have a model unloaded: no new request, and when those it has are answered, nothing is left of it.
+
+        Args:
+            model: its name.
+            answer: called with None when nothing of it is left; else with an error.
+            with_steps: of an ensemble, unload the models of its steps too, save those of other ensembles.
+
+        Raises:
+            InvalidRequest, NotReady, Overloaded, Stopping: as `order_load`.
+        """
+        self._check_ordered(model)
+        self._put(Order(model, loads=False, answer=answer, with_steps=with_steps))
+
+    def refuse_orders(self) -> None:
+        """Answer every order that waits with Stopping, and take no more."""
+        self._orders.close(Stopping("the server is going away; ask another one"))
+
+    def _check_ordered(self, model: str) -> None:
+        check_name(model)
+        if not self._watch.by_order:
+            raise NotReady(
+                "models are not loaded and unloaded by request here: "
+                + (
+                    "the server follows the repository by itself (--model-control-mode=poll)"
+                    if not self._watch.once
+                    else "the server loads what is there when it starts (--model-control-mode=none)"
+                )
+                + "; --model-control-mode=explicit obeys requests"
+            )
+
+    def _put(self, order: Order) -> None:
+        self._orders.put(order)
+        self._wake.set()
+
     @property
     def complete(self) -> bool:
         """Whether the first loads are over: every version found at first is READY or FAILED."""
@@ -199,6 +272,8 @@ class ModelManager:
         missing = sorted((self._watch.only or frozenset()) - found.models.keys())
         if missing:
             raise StartFailed(f"no model {', '.join(map(repr, missing))} in the repository; see --load-model")
+        if self._watch.by_order and self._asked is None:
+            self._asked = frozenset(found.models)
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
@@ -228,6 +303,8 @@ class ModelManager:
             self._wake.wait(None if again is None else max(again - self._clock(), 0.0))
             self._wake.clear()
             self._tear_down()
+            self._obey()
+        self.refuse_orders()
         self._withdraw_all()
 
     def _look_again(self) -> bool:
@@ -251,13 +328,112 @@ class ModelManager:
         self._report(found.problems)
         waiting = False
         for name in self._in_order(found):
-            if self._watch.only is None or name in self._watch.only:
-                waiting |= self._follow(name, found)
+            waiting |= self._follow(name, found)
             if self._stopping:
                 return False
         if not waiting:
             self._ledger.complete()
         return waiting or not self._watch.once
+
+    def _obey(self) -> None:
+        """Carry the orders out as far as they go now; those that wait for a drain are taken up when it is over."""
+        progress = True
+        while progress and not self._stopping and (orders := self._orders.heads()):
+            try:
+                found = scan(self._watch.root)
+            except RepositoryUnreadable as exc:
+                for order in orders:
+                    self._orders.done(order, InvalidRequest(f"model {order.model!r}: {exc}"))
+                continue
+            self._report(found.problems)
+            progress = sum(self._obey_one(order, found) for order in orders) > 0
+
+    def _obey_one(self, order: Order, found: Scan) -> bool:
+        """Take an order as far as it goes; True when it is answered."""
+        if self._stopping:
+            return False
+        try:
+            if not order.begun:
+                self._begin(order, found)
+            if self._carry_out(order, found) or self._stopping:
+                return False
+            self._orders.done(order, self._outcome(order))
+        except ForwardpassError as exc:
+            self._orders.done(order, exc)
+        except Exception as exc:
+            log.exception("an order raised what none should raise")
+            self._orders.done(order, exc)
+        return True
+
+    def _begin(self, order: Order, found: Scan) -> None:
+        """Change what is asked for, and how it is configured."""
+        name = order.model
+        assert self._asked is not None
+        event(log, logging.INFO, "load ordered" if order.loads else "unload ordered", model=name)
+        if not order.loads:
+            if name not in self._asked:
+                raise InvalidRequest(f"model {name!r} is not loaded; RepositoryIndex lists what is")
+            self._asked -= {name, *(self._steps_alone(name, found) if order.with_steps else ())}
+        else:
+            if name not in found.models:
+                raise _not_there(name, found)
+            self._configs.override(name, order.settings)
+            self._asked |= {name, *(step for step in self._steps_of(name, found) if step in found.models)}
+            for record in self._ledger.of(name):
+                record.failed_stamp = None  # what failed is tried again, since somebody asks for it
+        order.begun = True
+
+    def _carry_out(self, order: Order, found: Scan) -> bool:
+        """Follow the model, the models of its steps, and the ensembles that it is a step of. Returns whether one is
+        waited for."""
+        family = {order.model, *self._steps_of(order.model, found)}
+        waiting = False
+        for name in self._in_order(found):
+            if name in family or order.model in self._steps_of(name, found):
+                waiting |= self._follow(name, found, ordered=True)
+                if name in family:
+                    waiting |= any(record.state is State.DRAINING for record in self._ledger.of(name))
+        return waiting
+
+    def _outcome(self, order: Order) -> InvalidRequest | None:
+        """What to tell the one who ordered, now that nothing is waited for."""
+        if not order.loads:
+            return None
+        records = self._ledger.of(order.model)
+        failed = [record for record in records if record.failed_stamp is not None]
+        serving = ", ".join(str(record.number) for record in records if record.serving is not None)
+        if failed:
+            reasons = "; ".join(f"version {record.number}: {record.failure}" for record in failed)
+            goes_on = f"; version {serving} serves" if serving else ""
+            return InvalidRequest(f"load failed for model {order.model!r}: {reasons}{goes_on}")
+        if not serving:
+            return InvalidRequest(
+                f"load failed for model {order.model!r}: no version folder that its version policy chooses"
+            )
+        return None
+
+    def _steps_of(self, name: str, found: Scan) -> set[str]:
+        """The models of an ensemble's steps, and of theirs; empty for what is none."""
+        steps: set[str] = set()
+        new = {name}
+        while new:
+            new = {
+                model
+                for each in new
+                if each in found.models
+                for model, _ in ensemble.models_of(self._configs.settings(found.models[each]))
+            } - steps
+            steps |= new
+        return steps
+
+    def _steps_alone(self, name: str, found: Scan) -> set[str]:
+        """The models of an ensemble's steps that no other ensemble that is asked for stands on."""
+        assert self._asked is not None
+        own = self._steps_of(name, found)
+        others: set[str] = set()
+        for other in self._asked - own - {name}:
+            others |= self._steps_of(other, found)
+        return own - others
 
     def _in_order(self, found: Scan) -> list[str]:
         """Every model, the steps of an ensemble before it."""
@@ -267,8 +443,14 @@ class ModelManager:
         }
         return ensemble.steps_first({*found.models, *self._ledger.models()}, steps)
 
-    def _follow(self, name: str, found: Scan) -> bool:
-        """Load and let go of versions of one model until its policy is met. Returns whether one is waited for."""
+    def _follow(self, name: str, found: Scan, *, ordered: bool = False) -> bool:
+        """Load and let go of versions of one model until its policy is met. Returns whether one is waited for.
+
+        Args:
+            name: of the model.
+            found: what lies in the repository.
+            ordered: whoever asked for it says that its files are complete.
+        """
         folder = found.models.get(name)
         unreadable = {problem.version for problem in found.problems if problem.model == name}
         if folder is None and None in unreadable:
@@ -276,8 +458,13 @@ class ModelManager:
         folder = folder or ModelFolder(name=name, path=self._watch.root / name)
         settings = self._configs.settings(folder)
         policy = LATEST if isinstance(settings, LoadFailed) else settings.policy
+        if self._asked is not None:
+            self._ledger.ask(name, asked=name in self._asked)
+            policy = policy if name in self._asked else UNASKED
         steps = self._steps(settings)
-        seen = {number: self._seen(version, folder, steps) for number, version in folder.versions.items()}
+        seen = {
+            number: self._seen(version, folder, steps, ordered=ordered) for number, version in folder.versions.items()
+        }
         for record in self._ledger.of(name):
             if record.number in unreadable and record.number not in seen:
                 seen[record.number] = Found(stamp=record.serving_stamp, settled=False)  # there, and cannot be read
@@ -287,7 +474,7 @@ class ModelManager:
             number = decision.load[0]
             self._load_one(self._ledger.record(name, number), folder.versions[number], settings, seen[number].stamp)
         for number in decision.unload:
-            self._unload(self._ledger.record(name, number), f"not chosen by the version policy ({policy})")
+            self._unload(self._ledger.record(name, number), _not_chosen(policy))
         self._tidy(name, seen.keys(), decision, policy)
         (self._unsettled.add if decision.waiting else self._unsettled.discard)(name)
         return bool(decision.waiting)
@@ -301,7 +488,7 @@ class ModelManager:
         serials = tuple(serving[step].version.serial if step in serving else None for step in models)
         return Steps(serials, settled=not any(model in self._unsettled for model, _ in models))
 
-    def _seen(self, version: VersionFolder, model: ModelFolder, steps: Steps | None) -> Found:
+    def _seen(self, version: VersionFolder, model: ModelFolder, steps: Steps | None, *, ordered: bool = False) -> Found:
         record = self._ledger.record(version.model, version.version)
         # A manifest is written last, so a new folder that has one is complete. A folder that we know and that is being
         # changed (a sync that overwrites, a deletion in progress) may still have the manifest of before.
@@ -310,10 +497,11 @@ class ModelManager:
         configured = self._settling.settled(version.model, model.stamp)
         # The same number again, while its predecessor is being drained: when that is done.
         draining = record.state is State.DRAINING
-        settled = (complete or quiet) and configured and not draining
+        settled = (ordered or ((complete or quiet) and configured)) and not draining
+        stamp = (version.stamp, self._configs.stamp(model))
         if steps is None:
-            return Found(stamp=(version.stamp, model.stamp), settled=settled)
-        return Found(stamp=(version.stamp, model.stamp, steps.serials), settled=settled and steps.settled)
+            return Found(stamp=stamp, settled=settled)
+        return Found(stamp=(*stamp, steps.serials), settled=settled and (ordered or steps.settled))
 
     def _load_one(
         self, record: Record, folder: VersionFolder, settings: ModelSettings | LoadFailed, stamp: object
@@ -433,7 +621,7 @@ class ModelManager:
         for record in self._ledger.of(name):
             if record.number in seen:
                 wanted = record.number in decision.waiting
-                reason = "its files are still changing" if wanted else f"not chosen by the version policy ({policy})"
+                reason = "its files are still changing" if wanted else _not_chosen(policy)
                 self._ledger.explain(record, wanted=wanted, reason=reason)
             elif record.state in (State.FOUND, State.FAILED, State.UNLOADED):
                 self._ledger.forget(record)
@@ -446,3 +634,17 @@ class ModelManager:
             place = problem.path.relative_to(self._watch.root)
             event(log, logging.WARNING, "repository: ignored", path=place, reason=problem.reason)
         self._problems = new
+
+
+def _not_chosen(policy: Policy) -> str:
+    if policy is UNASKED:
+        return "not loaded; RepositoryModelLoad loads it"
+    return f"not chosen by the version policy ({policy})"
+
+
+def _not_there(name: str, found: Scan) -> InvalidRequest | NotFound:
+    """Why a model that was ordered cannot be found."""
+    for problem in found.problems:
+        if problem.model == name:
+            return InvalidRequest(f"model {name!r}: {problem.reason}")
+    return NotFound(f"model {name!r} is not in the repository; RepositoryIndex lists what is")

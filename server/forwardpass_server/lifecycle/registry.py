@@ -68,11 +68,13 @@ class Table:
     Args:
         serving: the leases of each version that serves, by model and version as requests write it; "" is the highest.
         models: every version known, by model and number.
+        unasked: models that are there and that nobody has ordered to be loaded.
         complete: the first look at the repository has been followed by all loads that it asked for.
     """
 
     serving: Mapping[tuple[str, str], Leases[LoadedVersion]] = field(default_factory=dict)
     models: Mapping[str, Mapping[int, VersionStatus]] = field(default_factory=dict)
+    unasked: frozenset[str] = frozenset()
     complete: bool = False
 
     def lease(self, name: str, version: str) -> Lease[LoadedVersion] | None:
@@ -129,8 +131,8 @@ class Table:
         raise error
 
     def ready_models(self) -> list[bool]:
-        """Of each model, whether it has a version that serves."""
-        return [(name, "") in self.serving for name in self.models]
+        """Of each model that is to be served, whether it has a version that serves."""
+        return [(name, "") in self.serving for name in self.models if name not in self.unasked]
 
     def loaded(self) -> list[LoadedVersion]:
         """Every version that serves, by model and number."""
@@ -150,6 +152,8 @@ class Table:
         statuses = self.models.get(name)
         if statuses is None:
             return NotFound(f"model {name!r:.{_NAME_CHARACTERS}} is not found; RepositoryIndex lists what there is")
+        if name in self.unasked and (name, "") not in self.serving:
+            return NotFound(f"model {name!r} is not loaded; RepositoryModelLoad loads it")
         serving = ", ".join(self.versions(name)) or "none"
         if version:
             status = statuses.get(int(version))

@@ -13,7 +13,8 @@ FEATURES = ("binary_tensor_data", "parameters", "schedule_policy", "classificati
 EXTENSION_OF = {
     "ModelStatistics": "statistics",
     "ModelConfig": "model_configuration",
-    "RepositoryModelLoad": "model_repository",
+    "RepositoryIndex": "model_repository",
+    "RepositoryModelUnload": "model_repository(unload_dependents)",
     "SystemSharedMemoryRegister": "system_shared_memory",
     "TraceSetting": "trace",
     "LogSettings": "logging",

@@ -66,6 +66,7 @@ def build(
     extensions = [*metadata.FEATURES]
     about = Metadata(models, health.ready, server_version, extensions)
     infer = Infer(models, Decoder(), Encoder(), memory, cache, clock_ns)
+    repository = Repository(models)
     unary: dict[str, UnaryHandler] = {
         f"/{INFERENCE}/ModelInfer": answering(infer),
         f"/{INFERENCE}/ServerLive": replying(pb.ServerLiveRequest, about.server_live),
@@ -75,7 +76,9 @@ def build(
         f"/{INFERENCE}/ModelMetadata": replying(pb.ModelMetadataRequest, about.model_metadata),
         f"/{INFERENCE}/ModelConfig": replying(pb.ModelConfigRequest, ModelConfig(models).model_config),
         f"/{INFERENCE}/ModelStatistics": replying(pb.ModelStatisticsRequest, Statistics(models).model_statistics),
-        f"/{INFERENCE}/RepositoryIndex": replying(pb.RepositoryIndexRequest, Repository(models).index),
+        f"/{INFERENCE}/RepositoryIndex": replying(pb.RepositoryIndexRequest, repository.index),
+        f"/{INFERENCE}/RepositoryModelLoad": answering(repository.load),
+        f"/{INFERENCE}/RepositoryModelUnload": answering(repository.unload),
         f"/{HEALTH}/Check": replying(health_pb2.HealthCheckRequest, health.check),
         f"/{HEALTH}/List": replying(health_pb2.HealthListRequest, health.list),
     }

@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 
-from forwardpass_server.errors import InvalidRequest, LoadFailed, NotFound, NotReady, StartFailed
+from forwardpass_server.errors import (
+    InvalidRequest,
+    LoadFailed,
+    NotFound,
+    NotReady,
+    Overloaded,
+    StartFailed,
+    Stopping,
+)
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.manager import Enter, ModelManager, Watch
 from forwardpass_server.lifecycle.model_settings import ModelSettings
+from forwardpass_server.lifecycle.orders import ORDERS_MAX
 from forwardpass_server.lifecycle.repository import VersionFolder
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.scheduling.policy import Limits
@@ -488,3 +497,312 @@ def test_many_publishes_deletes_and_touches_end_in_the_state_of_the_last(managed
     folder = repo.published()
     it.until_state("m", folder.version, State.READY)
     assert it.leased("m") == folder.version
+
+
+# ---- orders
+
+
+class Outcome:
+    """Takes the answer of one order."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.answers = 0
+        self._given = threading.Event()
+
+    def __call__(self, error: Exception | None) -> None:
+        self.answers += 1
+        self.error = error
+        self._given.set()
+
+    def wait(self) -> "Outcome":
+        assert self._given.wait(WAIT_S)
+        return self
+
+
+def load(it: Managed, model: str, config: str | None = None) -> Outcome:
+    outcome = Outcome()
+    it.manager.order_load(model, config, outcome)
+    return outcome
+
+
+def unload(it: Managed, model: str, **options: bool) -> Outcome:
+    outcome = Outcome()
+    it.manager.order_unload(model, outcome, **options)
+    return outcome
+
+
+EXPLICIT: dict[str, Any] = {"once": True, "only": frozenset(), "by_order": True}
+
+
+@pytest.mark.parametrize(
+    "name", ["../etc", "a/../b", "/etc/passwd", "model/", ".. ", "", "\t\n", "..", ".", "m\0", "m\n", "é", "x" * 129]
+)
+def test_a_path_is_no_model_to_order(managed: Any, name: str) -> None:
+    it = managed(**EXPLICIT).start()
+    for order in (load, unload):
+        with pytest.raises(InvalidRequest, match="is no model name"):
+            order(it, name)
+
+
+@pytest.mark.parametrize("name", ["...", "..m", "model..1", "-m", ".hidden"])
+def test_dots_that_are_no_path_are_a_name_that_is_not_there(managed: Any, name: str) -> None:
+    it = managed(**EXPLICIT).start()
+    assert isinstance(load(it, name).wait().error, NotFound)
+    assert isinstance(unload(it, name).wait().error, InvalidRequest)
+
+
+@pytest.mark.parametrize(("once", "mode"), [(False, "poll"), (True, "none")])
+def test_orders_are_refused_where_the_server_decides(managed: Any, once: bool, mode: str) -> None:
+    it = managed(once=once).start()
+    for order in (load, unload):
+        with pytest.raises(NotReady, match=f"--model-control-mode={mode}"):
+            order(it, "m")
+
+
+def test_a_model_is_loaded_and_unloaded_by_order_and_by_nothing_else(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    assert it.manager.server_ready(), "nothing is asked for, and nothing is missing"
+    assert it.loads.attempts == []
+    assert it.reason("m", 1) == "not loaded; RepositoryModelLoad loads it"
+    with pytest.raises(NotFound, match="RepositoryModelLoad loads it"):
+        it.manager.lease("m", "")
+    assert load(it, "m").wait().error is None
+    assert it.leased("m") == 1
+    repo.published()
+    assert unload(it, "m").wait().error is None
+    assert it.state("m", 1) is State.UNLOADED
+    assert len(it.loads.released) == 1
+    with pytest.raises(NotFound):
+        it.manager.lease("m", "")
+    assert load(it, "m").wait().error is None
+    assert it.leased("m") == 2
+    assert it.loads.attempts == [("m", 1), ("m", 2)]
+
+
+def test_a_load_of_what_serves_and_has_not_changed_does_nothing(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    assert load(it, "m").wait().error is None
+    assert load(it, "m").wait().error is None
+    assert it.loads.attempts == [("m", 1)]
+
+
+def test_files_that_were_just_written_are_taken_as_complete_when_ordered(managed: Any, repo: Any) -> None:
+    it = managed(**(EXPLICIT | {"poll_s": 3600.0})).start()
+    repo.bare()
+    assert load(it, "m").wait().error is None
+    assert it.leased("m") == 1
+
+
+def test_a_broken_version_is_told_to_the_one_who_ordered_it_and_the_old_one_serves(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    assert load(it, "m").wait().error is None
+    it.loads.failing["m", 2] = LoadFailed("model.onnx is cut short")
+    repo.published()
+    for _ in range(2):
+        error = load(it, "m").wait().error
+        assert isinstance(error, InvalidRequest)
+        assert str(error) == "load failed for model 'm': version 2: model.onnx is cut short; version 1 serves"
+    assert it.loads.attempts == [("m", 1), ("m", 2), ("m", 2)], "who orders again has it tried again"
+    assert it.leased("m") == 1
+    assert not it.manager.ready("m", "2")
+    del it.loads.failing["m", 2]
+    assert load(it, "m").wait().error is None
+    assert it.leased("m") == 2
+
+
+def test_files_changed_in_place_that_do_not_load_are_told_as_well(managed: Any, repo: Any) -> None:
+    repo.bare()
+    it = managed(**EXPLICIT).start()
+    assert load(it, "m").wait().error is None
+    repo.bare(content=None)
+    (repo.root / "m/1/model.onnx").write_bytes(b"other")
+    it.loads.failing["m", 1] = LoadFailed("no graph")
+    assert "version 1: no graph; version 1 serves" in str(load(it, "m").wait().error)
+    assert it.leased("m") == 1
+
+
+def test_a_failed_model_can_be_unloaded_and_counts_no_more(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT, strict=True).start()
+    it.loads.failing["m", 1] = LoadFailed("broken")
+    assert load(it, "m").wait().error is not None
+    assert not it.manager.server_ready()
+    assert unload(it, "m").wait().error is None
+    assert it.state("m", 1) is State.UNLOADED
+    assert it.manager.server_ready()
+
+
+def test_what_is_not_loaded_cannot_be_unloaded(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    assert "is not loaded" in str(unload(it, "m").wait().error)
+    assert isinstance(unload(it, "nothing").wait().error, InvalidRequest)
+    assert isinstance(load(it, "nothing").wait().error, NotFound)
+
+
+def test_a_model_without_versions_says_so(managed: Any, repo: Any) -> None:
+    (repo.root / "m").mkdir()
+    it = managed(**EXPLICIT).start()
+    assert "no version folder" in str(load(it, "m").wait().error)
+
+
+def test_an_unload_waits_for_the_requests_that_it_drains(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    load(it, "m").wait()
+    held = it.manager.lease("m", "")
+    outcome = unload(it, "m")
+    it.until_state("m", 1, State.DRAINING)
+    again = load(it, "m")
+    assert (outcome.answers, again.answers) == (0, 0)
+    with pytest.raises(NotFound):
+        it.manager.lease("m", "")
+    held.release()
+    assert outcome.wait().error is None
+    assert again.wait().error is None
+    assert it.leased("m") == 1
+    assert it.loads.attempts == [("m", 1), ("m", 1)]
+
+
+def test_a_drain_holds_up_no_other_model(managed: Any, repo: Any) -> None:
+    repo.published("a")
+    repo.published("b")
+    it = managed(**EXPLICIT).start()
+    load(it, "a").wait()
+    with it.manager.lease("a", ""):
+        waits = unload(it, "a")
+        assert load(it, "b").wait().error is None
+        assert waits.answers == 0
+    assert waits.wait().error is None
+
+
+def test_a_configuration_that_comes_with_the_order_holds_until_a_load_without_one(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    assert load(it, "m").wait().error is None
+    plain = it.manager.version("m", "").settings
+    assert load(it, "m", '{"max_batch_size": 4, "instance_group": [{"count": 3}]}').wait().error is None
+    assert it.manager.version("m", "").settings.instances == 3
+    assert len(it.loads.attempts) == 2, "another configuration is another load"
+    assert load(it, "m").wait().error is None
+    assert it.manager.version("m", "").settings == plain
+
+
+def test_a_configuration_that_cannot_be_obeyed_is_no_order(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    load(it, "m").wait()
+    with pytest.raises(InvalidRequest, match="parameter 'config': sequence_batching"):
+        load(it, "m", '{"sequence_batching": {}}')
+    assert it.leased("m") == 1
+
+
+@pytest.mark.parametrize("last", ["load", "unload"])
+def test_two_hundred_orders_at_once_end_in_what_was_ordered_last(managed: Any, repo: Any, last: str) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    outcomes: list[Outcome] = []
+
+    def caller(number: int) -> None:
+        outcomes.extend((load if (number + turn) % 2 else unload)(it, "m") for turn in range(50))
+
+    callers = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
+    for each in callers:
+        each.start()
+    for each in callers:
+        each.join(WAIT_S)
+    final = (load if last == "load" else unload)(it, "m").wait()
+    for outcome in outcomes:
+        outcome.wait()
+    assert len(outcomes) == 200
+    assert {outcome.answers for outcome in outcomes} == {1}
+    assert {type(outcome.error) for outcome in outcomes} <= {type(None), InvalidRequest}, "unloaded twice"
+    assert it.manager.ready("m", "") if last == "load" else it.state("m", 1) is State.UNLOADED or final.error
+    assert len(it.loads.released) == len(it.loads.attempts) - (last == "load")
+
+
+def test_orders_that_nobody_can_carry_out_in_time_are_refused(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    it.loads.gate.clear()
+    it.loads.entered.clear()
+    waiting = [load(it, "m") for _ in range(ORDERS_MAX)]
+    with pytest.raises(Overloaded, match=f"{ORDERS_MAX} loads and unloads wait"):
+        load(it, "m")
+    it.loads.gate.set()
+    for outcome in waiting:
+        assert outcome.wait().error is None
+
+
+def test_a_stop_answers_every_order_at_once_and_takes_no_more(managed: Any, repo: Any) -> None:
+    repo.published("a")
+    repo.published("b")
+    it = managed(**EXPLICIT).start()
+    it.loads.gate.clear()
+    it.loads.entered.clear()
+    loading, waiting = load(it, "a"), load(it, "b")
+    assert it.loads.entered.wait(WAIT_S)
+    it.manager.refuse_orders()
+    assert isinstance(loading.wait().error, Stopping)
+    assert isinstance(waiting.wait().error, Stopping)
+    with pytest.raises(Stopping):
+        load(it, "a")
+    it.loads.gate.set()
+    assert it.manager.stop(WAIT_S)
+    assert (loading.answers, waiting.answers) == (1, 1)
+
+
+def test_a_stop_does_not_wait_for_a_drain_that_was_ordered(managed: Any, repo: Any) -> None:
+    repo.published()
+    it = managed(**EXPLICIT).start()
+    load(it, "m").wait()
+    held = it.manager.lease("m", "")
+    draining = unload(it, "m")
+    it.until_state("m", 1, State.DRAINING)
+    assert not it.manager.stop(0.05)
+    assert isinstance(draining.wait().error, Stopping)
+    held.release()
+
+
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: [1] }
+output { name: "y" data_type: TYPE_FP32 dims: [1] }
+ensemble_scheduling { step { model_name: "%s" model_version: -1 input_map { key: "x" value: "x" }
+                             output_map { key: "y" value: "y" } } }
+"""
+
+
+def ensemble(repo: Any, name: str, step: str) -> None:
+    (repo.root / name / "1").mkdir(parents=True)
+    (repo.root / name / "config.pbtxt").write_text(ENSEMBLE % step)
+
+
+def test_an_ensemble_is_loaded_with_its_steps_and_unloaded_with_those_that_nobody_else_needs(
+    managed: Any, repo: Any
+) -> None:
+    for name in ("own", "shared"):
+        repo.published(name)
+    for name, step in (("first", "own"), ("second", "shared"), ("third", "shared"), ("outer", "first")):
+        ensemble(repo, name, step)
+    it = managed(**EXPLICIT).start()
+    for name in ("outer", "second", "third"):
+        assert load(it, name).wait().error is None
+    assert {version.model for version in it.manager.serving()} == {
+        "own",
+        "shared",
+        "first",
+        "second",
+        "third",
+        "outer",
+    }
+    assert unload(it, "outer", with_steps=True).wait().error is None
+    assert unload(it, "second", with_steps=True).wait().error is None
+    assert {version.model for version in it.manager.serving()} == {"shared", "third"}
+    assert unload(it, "third").wait().error is None
+    assert {version.model for version in it.manager.serving()} == {"shared"}

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.message import Message
 
 from forwardpass_proto import grpc_service_pb2 as pb
+from forwardpass_server.errors import NotReady
 from forwardpass_server.lifecycle.leases import Lease, Leases
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.model_settings import ModelSettings
@@ -119,6 +120,12 @@ class Models:
 
     def server_ready(self) -> bool:
         return self.is_ready
+
+    def order_load(self, model: str, _config: str | None, _answer: object) -> None:
+        raise NotReady("models are not loaded by request here")
+
+    def order_unload(self, model: str, _answer: object, *, with_steps: bool) -> None:
+        raise NotReady("models are not unloaded by request here")
 
     def statuses(self) -> list[VersionStatus]:
         return self.table.statuses()

@@ -19,8 +19,6 @@ METHODS = {
     for method in forwardpass_proto.POOL.FindServiceByName(service).methods
 }
 NOT_BUILT = [
-    "RepositoryModelLoad",
-    "RepositoryModelUnload",
     "TraceSetting",
     "LogSettings",
 ]
