@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 GROWTH_SHARE = 0.02
-"""How much resident memory must have grown since the last time, to be worth a look."""
+"""How much resident memory must have grown since the last time to be given back at once."""
+LOOKS_BETWEEN = 4
+"""Without such growth it is given back every so many looks: a time before may have come too early, while the last answer
+was being let go of, or a message that no call was made of was being unpacked."""
 
 _STATM = Path("/proc/self/statm")
 
@@ -35,10 +38,7 @@ def trimmer() -> Callable[[], object] | None:
 
 
 class Memory:
-    """Gives memory back when it has grown and nobody is served. Used by one thread.
-
-    It gives back twice before it believes that what is left is in use: a first time may come while the last answer is
-    still being let go of.
+    """Gives memory back while nobody is served. Used by one thread.
 
     Args:
         resident: bytes of resident memory now.
@@ -48,11 +48,11 @@ class Memory:
     def __init__(self, resident: Callable[[], int], trim: Callable[[], object] | None) -> None:
         self._resident = resident
         self._trim = trim
-        self._in_use = 0
-        self._doubted = False
+        self._left = 0
+        self._looks = 0
 
     def tend(self, *, idle: bool) -> bool:
-        """Look, and give back if it is worth it. Costs some 20 µs when it is not. Call it about once a second.
+        """Look, and give back if it is time. Call it about once a second.
 
         Args:
             idle: nothing is in flight. A trim locks one arena after the other, and would hold up a request.
@@ -62,15 +62,10 @@ class Memory:
         """
         if self._trim is None or not idle:
             return False
-        if not self._grown(resident := self._resident()):
-            self._in_use, self._doubted = min(self._in_use, resident), False
+        self._looks += 1
+        if self._looks < LOOKS_BETWEEN and self._resident() <= self._left * (1 + GROWTH_SHARE):
             return False
         self._trim()
-        left = self._resident()
-        self._doubted = self._grown(left) and not self._doubted
-        if not self._doubted:
-            self._in_use = left
+        self._left = self._resident()
+        self._looks = 0
         return True
-
-    def _grown(self, resident: int) -> bool:
-        return resident > self._in_use * (1 + GROWTH_SHARE)

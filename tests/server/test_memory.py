@@ -1,71 +1,51 @@
 """Free memory goes back to the system, and only when that disturbs nobody."""
 
-import pytest
-
 from forwardpass_server import memory
 
 
 class Process:
-    """A process whose memory is set by hand; a trim leaves `floor` of it."""
+    """A process whose memory is set by hand; a trim leaves what is in use."""
 
     def __init__(self) -> None:
-        self.resident = 100
-        self.floor = 100
-        self.trims = 0
+        self.resident = self.in_use = 100
         self.memory = memory.Memory(lambda: self.resident, self.trim)
-
-    def settle(self) -> None:
-        """Let it find out what is in use now."""
-        while self.memory.tend(idle=True):
-            pass
-        self.trims = 0
+        self.memory.tend(idle=True)
 
     def trim(self) -> None:
-        self.trims += 1
-        self.resident = min(self.resident, self.floor)
+        self.resident = self.in_use
+
+    def looks(self, count: int) -> list[bool]:
+        """Which of so many looks give memory back."""
+        return [self.memory.tend(idle=True) for _ in range(count)]
 
 
-@pytest.fixture
-def process() -> Process:
+def test_nothing_is_given_back_while_somebody_is_served() -> None:
     process = Process()
-    process.settle()
-    return process
-
-
-def test_nothing_is_trimmed_while_somebody_is_served(process: Process) -> None:
     process.resident = 1000
-    assert not process.memory.tend(idle=False)
-    assert process.trims == 0
+    assert not any(process.memory.tend(idle=False) for _ in range(10))
     assert process.memory.tend(idle=True)
     assert process.resident == 100
 
 
-def test_memory_that_did_not_grow_is_left_alone(process: Process) -> None:
-    process.resident = 101
-    assert not process.memory.tend(idle=True)
-    assert process.trims == 0
-
-
-def test_memory_that_is_in_use_is_not_trimmed_again_and_again(process: Process) -> None:
-    process.resident = process.floor = 1000
-    assert [process.memory.tend(idle=True) for _ in range(10)] == [True, True, *[False] * 8]
-
-
-def test_memory_that_was_still_in_use_at_the_first_trim_goes_at_the_second(process: Process) -> None:
-    process.resident = process.floor = 1000
-    assert process.memory.tend(idle=True)
-    process.floor = 100  # freed, and kept by the C library
-    assert process.memory.tend(idle=True)
+def test_memory_that_has_grown_is_given_back_at_once() -> None:
+    process = Process()
+    process.resident = 103
+    assert process.looks(1) == [True]
     assert process.resident == 100
 
 
-def test_growth_counts_from_the_lowest_since(process: Process) -> None:
-    process.resident = process.floor = 1000
-    process.settle()
-    process.resident = process.floor = 100
-    assert not process.memory.tend(idle=True)
-    process.resident = 500
-    assert process.memory.tend(idle=True)
+def test_memory_that_has_not_grown_is_given_back_now_and_then() -> None:
+    process = Process()
+    process.resident = 102
+    assert process.looks(8) == [False, False, False, True] * 2
+
+
+def test_memory_that_was_in_use_when_it_was_looked_at_goes_back_later() -> None:
+    process = Process()
+    process.resident = process.in_use = 1000
+    assert process.looks(1) == [True]
+    process.in_use = 100  # freed, and kept by the C library
+    process.looks(memory.LOOKS_BETWEEN)
     assert process.resident == 100
 
 
