@@ -68,6 +68,19 @@ def test_a_run_is_counted_by_request_by_row_and_by_size() -> None:
     assert account.batch_size.cumulative()[-1] == ("+Inf", 1)
 
 
+def test_whoever_looks_while_answers_leave_finds_every_stage_passed_as_often() -> None:
+    # perf_analyzer compares these counts, and ends itself when they differ.
+    statistics = VersionStatistics()
+    riders = [Rider(1, 2, 3), Rider(1, 2, 3)]
+    statistics.ran(riders, 2, taken_ns=2, start_ns=3, end_ns=4)
+    account = statistics.snapshot()
+    stages = (account.success, account.queue, account.compute_input, account.compute_infer, account.compute_output)
+    assert [stage.count for stage in stages] == [2] * 5
+    statistics.answered(riders, 2)
+    assert statistics.snapshot().success.count == statistics.snapshot().compute_output.count == 2
+    assert statistics.snapshot().success.ns > 0
+
+
 def test_a_run_whose_callers_all_left_is_a_run_and_no_answer() -> None:
     statistics = VersionStatistics()
     statistics.ran([], 3, 1, 2, 3)
