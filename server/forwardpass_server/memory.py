@@ -14,8 +14,8 @@ from pathlib import Path
 GROWTH_SHARE = 0.02
 """How much resident memory must have grown since the last time to be given back at once."""
 LOOKS_BETWEEN = 4
-"""Without such growth it is given back every so many looks: a time before may have come too early, while the last answer
-was being let go of, or a message that no call was made of was being unpacked."""
+"""Without such growth it is given back every so many looks: a time before may have come too early, while an answer was
+being let go of, or a message unpacked of which no call was made yet."""
 
 _STATM = Path("/proc/self/statm")
 
