@@ -44,7 +44,9 @@ def assert_bit_identical(first: RunFolder, second: RunFolder) -> None:
 def test_a_run_folder_holds_everything_known_about_the_run(tmp_path: Path) -> None:
     folder = run.start(tiny(), tmp_path, QUIET)
     names = {path.name for path in folder.path.iterdir()}
-    assert names == {"config.json", "data.json", "checkpoint.pt", "metrics.json", "loss.png", "confusion.png"}
+    pictures = {"loss.png", "confusion.png"}
+    told = {"report.html", "report.json", "card.md", "reference_statistics.json"}
+    assert names == {"config.json", "data.json", "checkpoint.pt", "metrics.json"} | pictures | told
     assert folder.config() == tiny()
     found = run.metrics(folder.path)
     assert set(found["held_out"]) == {"accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "ece"}

@@ -5,6 +5,7 @@ data.json        provenance of the data: source, counts, hashes
 checkpoint.pt    weights, optimiser and history at the end of the last finished epoch
 metrics.json     held-out metrics, gates, history, machine
 loss.png         curves; classifiers also have confusion.png
+report.html      all of it to look at; report.json, card.md and reference_statistics.json are written with it
 """
 
 import glob

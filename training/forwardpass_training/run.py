@@ -15,6 +15,7 @@ import torch
 from torch import Generator, nn
 
 from forwardpass_training import checkpoint, report
+from forwardpass_training.card import CARD_FILE
 from forwardpass_training.checkpoint import Checkpoint
 from forwardpass_training.config import RunConfig, to_json
 from forwardpass_training.data import Dataset, DataStore, Split
@@ -25,6 +26,7 @@ from forwardpass_training.exportable import Examples, Exportable, Tensors
 from forwardpass_training.folder import RunFolder
 from forwardpass_training.models import CharLstm, served
 from forwardpass_training.progress import Reporter, is_told
+from forwardpass_training.reference_statistics import STATISTICS_FILE
 from forwardpass_training.task import Task
 from forwardpass_training.train import steps_per_epoch, train
 
@@ -96,6 +98,19 @@ def reevaluate(path: Path, surroundings: Surroundings) -> tuple[RunFolder, Evalu
     return folder, _judged(config, network, _load_same_data(folder, config, surroundings.store), state.epochs)
 
 
+def look_again(path: Path, surroundings: Surroundings) -> Path:
+    """Write the report of a finished run anew, from its network and data. Returns the page.
+
+    Raises:
+        TrainingError: see `errors`.
+    """
+    folder, held_out = reevaluate(path, surroundings)
+    config = folder.config()
+    network = _trained(folder, config).to(choose(surroundings.device))
+    dataset = _load_same_data(folder, config, surroundings.store)
+    return report.write(folder, config, dataset, network, held_out)
+
+
 def metrics(path: Path) -> dict[str, Any]:
     """What `metrics.json` of a finished run says."""
     found: dict[str, Any] = RunFolder.open(path).read_json("metrics.json")
@@ -147,7 +162,8 @@ def exportable(path: Path, store: DataStore | None = None) -> Exportable:
         dynamic=outside.dynamic,
         examples=examples,
         further_examples=further,
-        metadata=_metadata(config, dataset, recorded),
+        metadata=_metadata(config, dataset, recorded) | _card(path),
+        companions={STATISTICS_FILE: text} if (text := _text_of(path / STATISTICS_FILE)) else {},
     )
 
 
@@ -224,7 +240,8 @@ def _record(
         "machine": describe(device),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
-    folder.write_json("metrics.json", values)  # last: a folder that has it is a finished run
+    folder.write_json("metrics.json", values)  # a folder that has it is a finished run
+    report.write(folder, config, dataset, network, held_out)
 
 
 def _judged(config: RunConfig, network: nn.Module, dataset: Dataset, epochs: int) -> Evaluation:
@@ -304,6 +321,16 @@ def _metadata(config: RunConfig, dataset: Dataset, recorded: dict[str, Any]) -> 
     if commit := _commit():
         metadata["commit"] = commit
     return {f"forwardpass.{key}": value for key, value in metadata.items()}
+
+
+def _card(path: Path) -> dict[str, str]:
+    """The model card, for the metadata; runs of before there were cards have none."""
+    text = _text_of(path / CARD_FILE)
+    return {"forwardpass.card": text} if text else {}
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _commit() -> str:

@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG: loss curves, and the confusion matrix of a classifier."""
+"""Pictures of a run to pass around, as PNG: loss curves, and the confusion matrix of a classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
