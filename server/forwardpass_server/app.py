@@ -24,6 +24,8 @@ from enum import Enum
 from pathlib import Path
 
 from forwardpass_server import __version__, memory
+from forwardpass_server.access.gate import Credentials, Gate
+from forwardpass_server.access.tokens import TokenFile
 from forwardpass_server.config import ServerConfig
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.lifecycle.ensemble import EnsembleLoader
@@ -95,7 +97,7 @@ class Server:
         config: its settings.
 
     Raises:
-        StartFailed: the device cannot be had, or a certificate cannot be used.
+        StartFailed: the device cannot be had, or a certificate or a token file cannot be used.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -120,6 +122,7 @@ class Server:
             enable_reflection=config.enable_reflection,
             memory=SharedMemory(int(config.max_queue_mib * MIB)) if config.enable_shared_memory else None,
             cache=cache,
+            gate=_gate(config),
         )
         self._health = built.health
         versions = {"version": __version__, "onnxruntime": providers.VERSION, "device": self._plan.device}
@@ -367,6 +370,18 @@ def _watch(config: ServerConfig) -> Watch:
         once=config.model_control_mode != "poll",
         only=frozenset(config.load_model) if explicit and "*" not in config.load_model else None,
         by_order=explicit,
+    )
+
+
+def _gate(config: ServerConfig) -> Gate:
+    def known(file: Path | None, subjects: tuple[str, ...]) -> Credentials | None:
+        if file is None and not subjects:
+            return None
+        return Credentials(tokens=None if file is None else TokenFile(file), subjects=frozenset(subjects))
+
+    return Gate(
+        data=known(config.data_token_file, config.data_subject),
+        admin=known(config.admin_token_file, config.admin_subject),
     )
 
 

@@ -117,6 +117,30 @@ class ServerConfig:
     ] = None
     max_connections: Annotated[int | None, About("connections at a time; none: no limit", low=1)] = None
 
+    enable_admin: Annotated[
+        bool,
+        About(
+            "let admins load and unload models and change settings; needs --admin-token-file or --admin-subject",
+            opens="Access",
+        ),
+    ] = False
+    admin_token_file: Annotated[
+        Path | None, About("file of bearer tokens that are good for everything, one a line; read again when it changes")
+    ] = None
+    admin_subject: Annotated[
+        tuple[str, ...],
+        About("a name in a client certificate (common or alternative name) that is good for everything; repeatable"),
+    ] = ()
+    data_token_file: Annotated[
+        Path | None, About("file of bearer tokens that are good for all but admin rpcs; likewise")
+    ] = None
+    data_subject: Annotated[
+        tuple[str, ...],
+        About(
+            "a name in a client certificate that is good for all but admin rpcs; repeatable; with neither this nor "
+            "--data-token-file they are open to everybody"
+        ),
+    ] = ()
     enable_shared_memory: Annotated[
         bool,
         About(
@@ -169,6 +193,12 @@ class ServerConfig:
             raise StartFailed("--tls-cert and --tls-key go together; give both or none")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise StartFailed("--tls-client-ca needs --tls-cert and --tls-key")
+        if self.enable_admin and self.admin_token_file is None and not self.admin_subject:
+            raise StartFailed("--enable-admin needs --admin-token-file or --admin-subject: who is an admin?")
+        if (self.admin_token_file is not None or self.admin_subject) and not self.enable_admin:
+            raise StartFailed("--admin-token-file and --admin-subject need --enable-admin")
+        if (self.admin_subject or self.data_subject) and self.tls_client_ca is None:
+            raise StartFailed("--admin-subject and --data-subject need --tls-client-ca, which vouches for the names")
         if self.load_model and self.model_control_mode != "explicit":
             raise StartFailed(f"--load-model needs --model-control-mode=explicit, got {self.model_control_mode}")
         if self.grpc_port == self.metrics_port != 0:

@@ -37,7 +37,7 @@ ROOMS_OF = {
 FLOORS = [
     ["errors"],
     ["logs"],
-    ["transport", "tensors", "observe"],
+    ["transport", "tensors", "observe", "access"],
     ["scheduling"],
     ["runtime"],
     ["lifecycle"],

@@ -10,15 +10,18 @@ from google.protobuf.message import Message
 import forwardpass_proto
 from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_proto import health_pb2
+from forwardpass_server.access.gate import Gate
 from forwardpass_server.errors import NotImplementedHere
 from forwardpass_server.lifecycle.manager import ModelManager
 from forwardpass_server.rpc import metadata, reflection, status
+from forwardpass_server.rpc.guarded import guard, guarded, guarded_stream
 from forwardpass_server.rpc.health import Health
 from forwardpass_server.rpc.infer import Infer
 from forwardpass_server.rpc.messages import parse
 from forwardpass_server.rpc.metadata import Metadata
 from forwardpass_server.rpc.model_config import ModelConfig
 from forwardpass_server.rpc.reflection import Reflection
+from forwardpass_server.rpc.refused import RefusedStream
 from forwardpass_server.rpc.repository import Repository
 from forwardpass_server.rpc.response_cache import ResponseCache
 from forwardpass_server.rpc.shared_memory import CudaMemory, SystemMemory
@@ -26,7 +29,7 @@ from forwardpass_server.rpc.statistics import Statistics
 from forwardpass_server.rpc.stream import InferStream
 from forwardpass_server.tensors.shared_memory import SharedMemory
 from forwardpass_server.tensors.wire import Decoder, Encoder
-from forwardpass_server.transport.call import Call, StreamCall, StreamFactory, UnaryHandler
+from forwardpass_server.transport.call import Call, StreamFactory, UnaryHandler
 
 INFERENCE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
@@ -50,6 +53,7 @@ def build(
     enable_reflection: bool = False,
     memory: SharedMemory | None = None,
     cache: ResponseCache | None = None,
+    gate: Gate | None = None,
     clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Services:
     """The handlers of one server.
@@ -60,8 +64,10 @@ def build(
         enable_reflection: serve grpc.reflection too.
         memory: the regions of shared memory; None refuses whatever has to do with it.
         cache: answers of models that want theirs kept; None keeps none.
+        gate: who may call what; None leaves data rpcs open and admin rpcs closed.
         clock_ns: the monotonic clock.
     """
+    gate = gate or Gate()
     health = Health(models)
     extensions = [*metadata.FEATURES]
     about = Metadata(models, health.ready, server_version, extensions)
@@ -94,6 +100,8 @@ def build(
         streams |= {f"/{service}/ServerReflectionInfo": stream for service in named.values()}
     extensions += [name for rpc, name in metadata.EXTENSION_OF.items() if f"/{INFERENCE}/{rpc}" in unary]
     _refuse_the_rest(unary, streams)
+    guard(unary, gate, guarded)
+    guard(streams, gate, guarded_stream)
     return Services(unary, streams, health)
 
 
@@ -158,19 +166,3 @@ def _refusing(error: NotImplementedHere) -> UnaryHandler:
 
 def _refusing_stream(error: NotImplementedHere) -> StreamFactory:
     return lambda call: RefusedStream(call, error)
-
-
-class RefusedStream:
-    """Ends a stream at once. A `transport.call.StreamHandler`."""
-
-    def __init__(self, call: StreamCall, error: NotImplementedHere) -> None:
-        call.fail(*status.of(error))
-
-    def on_message(self, body: bytes) -> None:
-        """Sent before the caller saw the end."""
-
-    def on_half_close(self) -> None:
-        """The end was already sent."""
-
-    def on_cancel(self) -> None:
-        """Nothing is held."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from forwardpass_proto import grpc_service_pb2 as pb
+from forwardpass_server.access.gate import Gate
+from forwardpass_server.access.levels import Level
 from forwardpass_server.errors import InvalidRequest, NotReady, Stopping
 from forwardpass_server.rpc.status import Code
 
@@ -32,6 +34,18 @@ class Ordered:
     def unload(self, model: str, answer: Callable[[Exception | None], None], *, with_steps: bool) -> None:
         self.orders.append(("unload", model, with_steps))
         self.answers.append(answer)
+
+
+class Everybody(Gate):
+    """Lets everybody pass."""
+
+    def is_open(self, level: Level) -> bool:
+        return True
+
+
+@pytest.fixture
+def server(server_with: Callable[..., "Server"]) -> "Server":
+    return server_with(gate=Everybody())
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def test_any_bytes_end_in_an_answer_that_is_not_our_fault(
         0,
         Code.INVALID_ARGUMENT,
         Code.NOT_FOUND,
+        Code.PERMISSION_DENIED,
         Code.UNAVAILABLE,
         Code.UNIMPLEMENTED,
     )
