@@ -12,7 +12,10 @@ import logging
 import math
 import sys
 import time
+from dataclasses import dataclass, replace
 from typing import IO, Any
+
+from forwardpass_server.errors import NotImplementedHere
 
 FIELD_CHARACTERS_MAX = 256
 MESSAGE_CHARACTERS_MAX = 1024
@@ -45,7 +48,7 @@ def configure(form: str, level: str, stream: IO[str] | None = None) -> logging.H
     Returns:
         The handler, for `remove`.
     """
-    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler: logging.Handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     log = logging.getLogger(ROOT)
     log.setLevel(level.upper())
@@ -60,6 +63,86 @@ def remove(handler: logging.Handler) -> None:
     log.removeHandler(handler)
     log.propagate = True
     log.setLevel(logging.NOTSET)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogState:
+    """What is logged, and how its lines begin."""
+
+    info: bool = True
+    warning: bool = True
+    error: bool = True
+    verbose: bool = False
+    """Debug records too."""
+    iso_time: bool = False
+    """Times in UTC by ISO 8601; JSON lines always have them so."""
+
+    def but(self, **changes: bool) -> "LogState":
+        """The same with some changes."""
+        return replace(self, **changes)
+
+
+class LogControl:
+    """Changes the log of the process while it runs. Any thread.
+
+    The log belongs to the process, so servers that live in one share it.
+    """
+
+    def get(self) -> LogState:
+        """What is in force."""
+        log = logging.getLogger(ROOT)
+        switches = _switches(log)
+        level = log.getEffectiveLevel()
+        return LogState(
+            info=level <= logging.INFO and logging.INFO not in switches.off,
+            warning=level <= logging.WARNING and logging.WARNING not in switches.off,
+            error=logging.ERROR not in switches.off,
+            verbose=level <= logging.DEBUG,
+            iso_time=all(_has_iso_time(handler) for handler in log.handlers),
+        )
+
+    def set(self, state: LogState) -> None:
+        """Log so from now on.
+
+        Raises:
+            NotImplementedHere: JSON lines with another time.
+        """
+        log = logging.getLogger(ROOT)
+        for handler in log.handlers:
+            if isinstance(handler.formatter, JsonFormatter) and not state.iso_time:
+                raise NotImplementedHere("the log is in JSON (--log-format=json), whose times are ISO 8601")
+        for handler in log.handlers:
+            if isinstance(handler.formatter, TextFormatter):
+                handler.formatter.iso_time = state.iso_time
+        kept = {logging.INFO: state.info, logging.WARNING: state.warning, logging.ERROR: state.error}
+        _switches(log).off = frozenset(level for level, on in kept.items() if not on)
+        log.setLevel(
+            logging.DEBUG if state.verbose else min((n for n, on in kept.items() if on), default=logging.ERROR)
+        )
+
+
+class _Switches(logging.Filter):
+    """Levels that are off; on the handlers, since a logger's own filters do not see its children's records."""
+
+    off: frozenset[int] = frozenset()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        level = logging.ERROR if record.levelno > logging.ERROR else record.levelno
+        return level not in self.off
+
+
+def _switches(log: logging.Logger) -> _Switches:
+    """The switches of the handlers; one object for all of them."""
+    found = [each for handler in log.handlers for each in handler.filters if isinstance(each, _Switches)]
+    switches = found[0] if found else _Switches()
+    for handler in log.handlers:
+        handler.addFilter(switches)
+    return switches
+
+
+def _has_iso_time(handler: logging.Handler) -> bool:
+    formatter = handler.formatter
+    return isinstance(formatter, JsonFormatter) or (isinstance(formatter, TextFormatter) and formatter.iso_time)
 
 
 def escaped(text: str, characters_max: int = FIELD_CHARACTERS_MAX) -> str:
@@ -92,10 +175,13 @@ class JsonFormatter(logging.Formatter):
 class TextFormatter(logging.Formatter):
     """`12:34:56.789 INFO  message  name=value …`, tracebacks below with a bar before each line."""
 
+    iso_time = False
+    """`2026-01-31T12:34:56.789Z` instead."""
+
     def format(self, record: logging.LogRecord) -> str:
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        clock = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
         message = escaped(record.getMessage(), MESSAGE_CHARACTERS_MAX)
-        line = f"{clock}.{int(record.msecs):03d} {record.levelname:<7} {message}"
+        line = f"{_utc(record) if self.iso_time else clock} {record.levelname:<7} {message}"
         pairs = "".join(f" {name}={_quoted(value)}" for name, value in _fields(record).items())
         trace = _traceback(self, record)
         # The bar keeps a line break inside an error's text from starting a line that looks like ours.

@@ -45,8 +45,7 @@ def code(server: Any, method: str, request: Any, response: Any, token: str | Non
 def refused(server: Any, method: str, request: Any, response: Any, token: str) -> bool:
     try:
         call(server, method, request, response, token)
-    except grpc.RpcError as error:
-        assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    except grpc.RpcError:
         return True
     return False
 

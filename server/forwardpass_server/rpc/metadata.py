@@ -16,7 +16,6 @@ EXTENSION_OF = {
     "RepositoryIndex": "model_repository",
     "RepositoryModelUnload": "model_repository(unload_dependents)",
     "SystemSharedMemoryRegister": "system_shared_memory",
-    "TraceSetting": "trace",
     "LogSettings": "logging",
 }
 """Extensions that are rpcs: clients branch on them, so one is listed where its rpc is served, and only there."""

@@ -13,6 +13,7 @@ from forwardpass_proto import health_pb2
 from forwardpass_server.access.gate import Gate
 from forwardpass_server.errors import NotImplementedHere
 from forwardpass_server.lifecycle.manager import ModelManager
+from forwardpass_server.logs import LogControl
 from forwardpass_server.rpc import metadata, reflection, status
 from forwardpass_server.rpc.guarded import guard, guarded, guarded_stream
 from forwardpass_server.rpc.health import Health
@@ -21,9 +22,9 @@ from forwardpass_server.rpc.messages import parse
 from forwardpass_server.rpc.metadata import Metadata
 from forwardpass_server.rpc.model_config import ModelConfig
 from forwardpass_server.rpc.reflection import Reflection
-from forwardpass_server.rpc.refused import RefusedStream
 from forwardpass_server.rpc.repository import Repository
 from forwardpass_server.rpc.response_cache import ResponseCache
+from forwardpass_server.rpc.settings import LogSettings, TraceSetting
 from forwardpass_server.rpc.shared_memory import CudaMemory, SystemMemory
 from forwardpass_server.rpc.statistics import Statistics
 from forwardpass_server.rpc.stream import InferStream
@@ -85,6 +86,8 @@ def build(
         f"/{INFERENCE}/RepositoryIndex": replying(pb.RepositoryIndexRequest, repository.index),
         f"/{INFERENCE}/RepositoryModelLoad": answering(repository.load),
         f"/{INFERENCE}/RepositoryModelUnload": answering(repository.unload),
+        f"/{INFERENCE}/LogSettings": answering(LogSettings(LogControl(), gate).log_settings),
+        f"/{INFERENCE}/TraceSetting": answering(TraceSetting(gate).trace_setting),
         f"/{HEALTH}/Check": replying(health_pb2.HealthCheckRequest, health.check),
         f"/{HEALTH}/List": replying(health_pb2.HealthListRequest, health.list),
     }
@@ -99,7 +102,8 @@ def build(
         stream = Reflection([INFERENCE, HEALTH, *named.values()]).stream
         streams |= {f"/{service}/ServerReflectionInfo": stream for service in named.values()}
     extensions += [name for rpc, name in metadata.EXTENSION_OF.items() if f"/{INFERENCE}/{rpc}" in unary]
-    _refuse_the_rest(unary, streams)
+    if memory is None:
+        _refuse_shared_memory(unary)
     guard(unary, gate, guarded)
     guard(streams, gate, guarded_stream)
     return Services(unary, streams, health)
@@ -141,20 +145,12 @@ def _shared_memory(memory: SharedMemory) -> dict[str, UnaryHandler]:
     }
 
 
-def _refuse_the_rest(unary: dict[str, UnaryHandler], streams: dict[str, StreamFactory]) -> None:
-    """Give every other rpc of the inference service an answer that says so."""
-    served = ", ".join(sorted(path.rpartition("/")[2] for path in (*unary, *streams) if INFERENCE in path))
+def _refuse_shared_memory(unary: dict[str, UnaryHandler]) -> None:
+    """Have the rpcs of shared memory say that it is off, and how it goes on."""
     for method in forwardpass_proto.POOL.FindServiceByName(INFERENCE).methods:
-        path = f"/{INFERENCE}/{method.name}"
-        error = NotImplementedHere(
-            f"{method.name} is off: start the server with --enable-shared-memory"
-            if "SharedMemory" in method.name
-            else f"{method.name} is not served by this version of forwardpass; served are {served}"
-        )
-        if method.client_streaming:
-            streams.setdefault(path, _refusing_stream(error))
-        else:
-            unary.setdefault(path, _refusing(error))
+        if "SharedMemory" in method.name:
+            error = NotImplementedHere(f"{method.name} is off: start the server with --enable-shared-memory")
+            unary[f"/{INFERENCE}/{method.name}"] = _refusing(error)
 
 
 def _refusing(error: NotImplementedHere) -> UnaryHandler:
@@ -162,7 +158,3 @@ def _refusing(error: NotImplementedHere) -> UnaryHandler:
         raise error
 
     return answering(refuse)
-
-
-def _refusing_stream(error: NotImplementedHere) -> StreamFactory:
-    return lambda call: RefusedStream(call, error)

@@ -14,7 +14,7 @@ from forwardpass_server.tensors.signature import Signature, TensorSpec
 if TYPE_CHECKING:
     from tests.server.rpc.conftest import Models, Server
 
-BUILT = {"ModelStatistics", "ModelConfig", "RepositoryIndex", "RepositoryModelUnload"}
+BUILT = {"ModelStatistics", "ModelConfig", "RepositoryIndex", "RepositoryModelUnload", "LogSettings"}
 """The rpcs that are extensions, of those that this server was built with."""
 
 INFERENCE = "/inference.GRPCInferenceService/"

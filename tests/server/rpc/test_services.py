@@ -18,9 +18,8 @@ METHODS = {
     for service in SERVICES
     for method in forwardpass_proto.POOL.FindServiceByName(service).methods
 }
-NOT_BUILT = [
-    "TraceSetting",
-    "LogSettings",
+OFF = [
+    method.name for method in forwardpass_proto.POOL.FindServiceByName(SERVICES[0]).methods if "Shared" in method.name
 ]
 
 
@@ -29,12 +28,11 @@ def test_every_method_has_a_handler_of_its_kind(server: "Server") -> None:
     assert {path for path, streams in METHODS.items() if not streams} == server.built.unary.keys()
 
 
-@pytest.mark.parametrize("name", NOT_BUILT)
-def test_what_is_not_built_says_so_and_what_is(server: "Server", name: str) -> None:
+@pytest.mark.parametrize("name", OFF)
+def test_what_is_off_says_so_and_how_it_goes_on(server: "Server", name: str) -> None:
     result = server.fake.unary(f"/inference.GRPCInferenceService/{name}", b"")
     assert result.code == Code.UNIMPLEMENTED
-    assert result.message.startswith(f"{name} is not served")
-    assert "ModelInfer" in result.message
+    assert result.message == f"{name} is off: start the server with --enable-shared-memory"
 
 
 @pytest.mark.parametrize("path", [path for path, streams in METHODS.items() if not streams])

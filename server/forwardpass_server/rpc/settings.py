@@ -1,0 +1,111 @@
+"""LogSettings and TraceSetting: what is in force, and changes that take effect; whatever would not is refused.
+
+Reading takes what data rpcs take; changing is for admins. There is no trace to switch on: where the time of one request
+went is told to whoever asks with it (metadata `forwardpass-timing: 1`), and that needs no setting.
+"""
+
+from collections.abc import Mapping
+
+from forwardpass_proto import grpc_service_pb2 as pb
+from forwardpass_server.access.gate import Gate
+from forwardpass_server.access.levels import Level
+from forwardpass_server.errors import InvalidRequest, NotImplementedHere
+from forwardpass_server.logs import LogControl, LogState
+from forwardpass_server.rpc.messages import parse
+from forwardpass_server.transport.call import Call
+
+VERBOSE_MAX = 1
+
+_Setting = pb.LogSettingsResponse.SettingValue
+
+
+class LogSettings:
+    """The log of the process. Loop thread.
+
+    Args:
+        log: what can be changed.
+        gate: says who may.
+    """
+
+    def __init__(self, log: LogControl, gate: Gate) -> None:
+        self._log = log
+        self._gate = gate
+
+    def log_settings(self, call: Call, body: bytes) -> None:
+        """All of them or none are changed.
+
+        Raises:
+            InvalidRequest: an unknown key, or a value of another type.
+            NotImplementedHere: a setting that takes no effect at run time.
+            PermissionDenied, Unauthenticated: a change, by somebody who is no admin.
+        """
+        request = parse(pb.LogSettingsRequest, body)
+        if request.settings:
+            self._gate.check(call, Level.ADMIN)
+            self._log.set(_changed(self._log.get(), request.settings))
+        call.reply(pb.LogSettingsResponse(settings=_told(self._log.get())).SerializeToString())
+
+
+class TraceSetting:
+    """There is no trace. Loop thread."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def trace_setting(self, call: Call, body: bytes) -> None:
+        """Raises NotImplementedHere for whatever would begin to trace; else as `LogSettings.log_settings`."""
+        request = parse(pb.TraceSettingRequest, body)
+        if request.settings:
+            self._gate.check(call, Level.ADMIN)
+        for key in sorted(request.settings):
+            values = [*request.settings[key].value]
+            if key != "trace_level" or values not in ([], ["OFF"]):
+                raise NotImplementedHere(
+                    f"trace setting {key!r:.160}: this server writes no traces; send the metadata "
+                    "'forwardpass-timing: 1' with a request to hear where its time went"
+                )
+        off = pb.TraceSettingResponse.SettingValue(value=["OFF"])
+        call.reply(pb.TraceSettingResponse(settings={"trace_level": off}).SerializeToString())
+
+
+def _told(state: LogState) -> dict[str, pb.LogSettingsResponse.SettingValue]:
+    return {
+        "log_file": _Setting(string_param=""),
+        "log_info": _Setting(bool_param=state.info),
+        "log_warning": _Setting(bool_param=state.warning),
+        "log_error": _Setting(bool_param=state.error),
+        "log_verbose_level": _Setting(uint32_param=VERBOSE_MAX if state.verbose else 0),
+        "log_format": _Setting(string_param="ISO8601" if state.iso_time else "default"),
+    }
+
+
+def _changed(state: LogState, settings: Mapping[str, pb.LogSettingsRequest.SettingValue]) -> LogState:
+    changes: dict[str, bool] = {}
+    for key in sorted(settings):
+        value = settings[key]
+        match key:
+            case "log_info" | "log_warning" | "log_error":
+                changes[key.removeprefix("log_")] = bool(_value(key, value, "bool_param"))
+            case "log_verbose_level":
+                changes["verbose"] = bool(_value(key, value, "uint32_param"))
+            case "log_format":
+                changes["iso_time"] = _format(str(_value(key, value, "string_param"))) == "ISO8601"
+            case "log_file":
+                if _value(key, value, "string_param"):
+                    raise NotImplementedHere("log_file: the log goes to standard error; send it on from there")
+            case _:
+                raise InvalidRequest(f"unknown log setting {key!r:.160}; there are {', '.join(_told(state))}")
+    return state.but(**changes)
+
+
+def _format(name: str) -> str:
+    if name not in ("default", "ISO8601"):
+        raise InvalidRequest(f"log_format is {name!r:.160}; it is 'default' or 'ISO8601'")
+    return name
+
+
+def _value(key: str, value: pb.LogSettingsRequest.SettingValue, field: str) -> object:
+    given = value.WhichOneof("parameter_choice")
+    if given != field:
+        raise InvalidRequest(f"log setting {key!r} is a {field}, got {given or 'nothing'}")
+    return getattr(value, field)
