@@ -123,6 +123,7 @@ class Server:
             memory=SharedMemory(int(config.max_queue_mib * MIB)) if config.enable_shared_memory else None,
             cache=cache,
             gate=_gate(config),
+            triton_codes=config.triton_status_codes,
         )
         self._health = built.health
         versions = {"version": __version__, "onnxruntime": providers.VERSION, "device": self._plan.device}
@@ -370,6 +371,7 @@ def _watch(config: ServerConfig) -> Watch:
         once=config.model_control_mode != "poll",
         only=frozenset(config.load_model) if explicit and "*" not in config.load_model else None,
         by_order=explicit,
+        name=config.model_name,
     )
 
 

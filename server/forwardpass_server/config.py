@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from forwardpass_server import __version__
 from forwardpass_server.errors import StartFailed
+from forwardpass_server.lifecycle.repository import is_model_name
 
 ENVIRONMENT_PREFIX = "FORWARDPASS_SERVER_"
 
@@ -53,6 +54,13 @@ class ServerConfig:
     """
 
     model_repository: Annotated[Path, About("folder that holds `<model>/<version>/model.onnx`", opens="Repository")]
+    model_name: Annotated[
+        str | None,
+        About(
+            "name of the model where that folder is itself one version (`model.onnx`) or one model "
+            "(`<version>/model.onnx`), as KServe mounts it; not used where it holds models"
+        ),
+    ] = None
     model_control_mode: Annotated[
         Literal["poll", "none", "explicit"],
         About(
@@ -103,6 +111,10 @@ class ServerConfig:
         int | None, About("port of the Prometheus page; 0: any free one; none: no page", low=0, high=65535)
     ] = 8002
     enable_reflection: Annotated[bool, About("serve grpc.reflection.v1, for clients without our .proto files")] = False
+    triton_status_codes: Annotated[
+        bool,
+        About("answer UNAVAILABLE, as Triton does, to what is full, late or not allowed, for clients that rely on it"),
+    ] = False
     tls_cert: Annotated[Path | None, About("PEM file, the server's certificate chain; none: plaintext")] = None
     tls_key: Annotated[Path | None, About("PEM file, its private key")] = None
     tls_client_ca: Annotated[
@@ -199,6 +211,11 @@ class ServerConfig:
             raise StartFailed("--admin-token-file and --admin-subject need --enable-admin")
         if (self.admin_subject or self.data_subject) and self.tls_client_ca is None:
             raise StartFailed("--admin-subject and --data-subject need --tls-client-ca, which vouches for the names")
+        if self.model_name is not None and not is_model_name(self.model_name):
+            raise StartFailed(
+                f"--model-name must be 1 to 128 letters, digits, '_', '.', '-', beginning with a letter, a digit or "
+                f"'_'; got {self.model_name!r:.160}"
+            )
         if self.load_model and self.model_control_mode != "explicit":
             raise StartFailed(f"--load-model needs --model-control-mode=explicit, got {self.model_control_mode}")
         if self.grpc_port == self.metrics_port != 0:

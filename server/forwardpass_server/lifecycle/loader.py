@@ -186,7 +186,9 @@ class Loader:
                 },
                 release_session=session.close,
                 cached=settings.message is not None and settings.message.response_cache.enable,
-                labels=labels.read(folder.path.parent, self._rules.root, settings.message, session.metadata, signature),
+                labels=labels.read(
+                    folder.model_folder, self._rules.root, settings.message, session.metadata, signature
+                ),
             )
         except BaseException:
             session.close()
@@ -195,7 +197,7 @@ class Loader:
     def _run_wanted(self, run: Run, folder: VersionFolder, settings: ModelSettings, signature: Signature) -> None:
         """The requests of `model_warmup`, each of which must succeed."""
         wanted = range(len(signature.outputs))
-        for name, inputs in warmup_requests.requests(settings, signature, folder.path.parent, self._rules.root):
+        for name, inputs in warmup_requests.requests(settings, signature, folder.model_folder, self._rules.root):
             try:
                 run(inputs, wanted)
             except (InvalidRequest, RunFailed) as exc:

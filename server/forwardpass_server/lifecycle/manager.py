@@ -41,8 +41,8 @@ from forwardpass_server.lifecycle.repository import (
     RepositoryUnreadable,
     Scan,
     VersionFolder,
-    scan,
 )
+from forwardpass_server.lifecycle.served_folder import look
 from forwardpass_server.lifecycle.settling import Settling
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.lifecycle.versions import Decision, Found, Policy, Specific, decide
@@ -76,6 +76,7 @@ class Watch:
         poll_s: seconds between two looks, and for which a version without a manifest must not have changed.
         once: look only until what was found at first is loaded.
         only: the models to load; None for all.
+        name: of the model, where the root is one model and no repository; see `served_folder`.
         by_order: from then on load and unload what is ordered, and nothing else.
     """
 
@@ -84,6 +85,7 @@ class Watch:
     once: bool = False
     only: frozenset[str] | None = None
     by_order: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ class ModelManager:
             StartFailed: there is no repository, or not a model that was asked for by name.
         """
         try:
-            found = scan(self._watch.root)
+            found = look(self._watch.root, self._watch.name)
         except RepositoryUnreadable as exc:
             raise StartFailed(f"{exc}; see --model-repository") from exc
         missing = sorted((self._watch.only or frozenset()) - found.models.keys())
@@ -318,7 +320,7 @@ class ModelManager:
     def _look(self) -> bool:
         """Look once, and do what follows. Returns whether to look again."""
         try:
-            found = scan(self._watch.root)
+            found = look(self._watch.root, self._watch.name)
         except RepositoryUnreadable as exc:
             if self._readable:
                 event(log, logging.ERROR, "repository unreadable; what serves goes on", reason=exc)
@@ -340,7 +342,7 @@ class ModelManager:
         progress = True
         while progress and not self._stopping and (orders := self._orders.heads()):
             try:
-                found = scan(self._watch.root)
+                found = look(self._watch.root, self._watch.name)
             except RepositoryUnreadable as exc:
                 for order in orders:
                     self._orders.done(order, InvalidRequest(f"model {order.model!r}: {exc}"))

@@ -63,6 +63,7 @@ __all__ = [
     "is_model_name",
     "publish",
     "read_manifest",
+    "read_model",
     "read_version",
     "record_files",
     "scan",
@@ -112,6 +113,7 @@ class VersionFolder:
         manifest: None when it has none: served, but unproved.
         problem: why this version must not be loaded (a manifest that is there and cannot be used), else None.
         stamp: name, size, mtime in ns and inode of every file below; equal stamps mean that nothing was touched.
+        home: the model's folder, which holds what is not of one version; None: the one above `path`.
     """
 
     model: str
@@ -120,6 +122,12 @@ class VersionFolder:
     manifest: Manifest | None = None
     problem: str | None = None
     stamp: Stamp = field(default=(), repr=False)
+    home: Path | None = None
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder that holds config.pbtxt, labels and warm-up data."""
+        return self.home or self.path.parent
 
     def model_file(self, filename: str = MODEL_FILE) -> Path:
         """The ONNX file: `model.onnx`, or `model.onnx/model.onnx` when that is a folder, with external data beside it.
@@ -363,7 +371,7 @@ def scan(root: Path) -> Scan:
             problems.append(Problem(path=path, reason=reason))
             continue
         try:
-            models[name] = _read_model(name, path, problems)
+            models[name] = read_model(name, path, problems)
         except OSError as exc:
             problems.append(Problem(path=path, model=name, reason=f"cannot be read: {exc.strerror or exc}"))
     return Scan(models=models, problems=tuple(problems))
@@ -383,7 +391,12 @@ def read_version(model: str, version: int, path: Path) -> VersionFolder:
     return VersionFolder(model=model, version=version, path=path, manifest=manifest, problem=problem, stamp=stamp)
 
 
-def _read_model(name: str, path: Path, problems: list[Problem]) -> ModelFolder:
+def read_model(name: str, path: Path, problems: list[Problem]) -> ModelFolder:
+    """Look at one model folder; what is wrong with a part of it is added to `problems`.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
     versions = {}
     for entry in sorted(os.listdir(path)):
         folder = path / entry

@@ -28,6 +28,7 @@ from forwardpass_server.rpc.settings import LogSettings, TraceSetting
 from forwardpass_server.rpc.shared_memory import CudaMemory, SystemMemory
 from forwardpass_server.rpc.statistics import Statistics
 from forwardpass_server.rpc.stream import InferStream
+from forwardpass_server.rpc.triton_codes import translated, translated_stream
 from forwardpass_server.tensors.shared_memory import SharedMemory
 from forwardpass_server.tensors.wire import Decoder, Encoder
 from forwardpass_server.transport.call import Call, StreamFactory, UnaryHandler
@@ -55,6 +56,7 @@ def build(
     memory: SharedMemory | None = None,
     cache: ResponseCache | None = None,
     gate: Gate | None = None,
+    triton_codes: bool = False,
     clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Services:
     """The handlers of one server.
@@ -66,6 +68,7 @@ def build(
         memory: the regions of shared memory; None refuses whatever has to do with it.
         cache: answers of models that want theirs kept; None keeps none.
         gate: who may call what; None leaves data rpcs open and admin rpcs closed.
+        triton_codes: fail with the status codes that Triton has.
         clock_ns: the monotonic clock.
     """
     gate = gate or Gate()
@@ -106,6 +109,9 @@ def build(
         _refuse_shared_memory(unary)
     guard(unary, gate, guarded)
     guard(streams, gate, guarded_stream)
+    if triton_codes:
+        unary = {method: translated(handle) for method, handle in unary.items()}
+        streams = {method: translated_stream(make) for method, make in streams.items()}
     return Services(unary, streams, health)
 
 

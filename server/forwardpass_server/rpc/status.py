@@ -18,6 +18,9 @@ PUSHBACK = "grpc-retry-pushback-ms"
 """Trailer that tells a client's retry policy when to try again; negative for never (gRPC proposal A6)."""
 
 
+NEVER_RETRY = (PUSHBACK, "-1")
+
+
 class Code(IntEnum):
     """gRPC's status codes, those that we send."""
 
@@ -88,5 +91,5 @@ def _trailers(error: BaseException) -> tuple[tuple[str, str], ...]:
     if isinstance(error, errors.Overloaded):
         return ((PUSHBACK, str(max(1, math.ceil(error.retry_after_s * 1000)))),)
     if isinstance(error, errors.TooLarge):
-        return ((PUSHBACK, "-1"),)  # a retry would be as large
+        return (NEVER_RETRY,)  # a retry would be as large
     return ()
