@@ -91,3 +91,43 @@ def test_a_key_of_another_certificate_ends_the_start_and_is_named(serve: Any, au
     with serve(f"--tls-cert={certificate}", f"--tls-key={other_key}") as server:
         assert "other.key" in server.wait_for("cannot start")["reason"]
         assert server.wait() == 1
+
+
+def test_names_in_client_certificates_are_good_for_what_they_are_said_to_be(
+    serve: Any, authority: Authority, publish: Any
+) -> None:
+    publish("scale", 2.0)
+    certificate, key = authority.issue("server")
+    flags = (
+        f"--tls-cert={certificate}",
+        f"--tls-key={key}",
+        f"--tls-client-ca={authority.certificate}",
+        "--data-subject=alice",
+        "--admin-subject=operator",
+        "--enable-admin",
+        "--model-control-mode=explicit",
+    )
+    load = pb.RepositoryModelLoadRequest(model_name="scale").SerializeToString()
+    codes = {}
+    with serve(*flags) as server:
+        port = int(server.wait_for("serving")["address"].rpartition(":")[2])
+        for name in ("mallory", "alice", "operator"):
+            client_certificate, client_key = authority.issue(name)
+            credentials = grpc.ssl_channel_credentials(
+                authority.certificate.read_bytes(), client_key.read_bytes(), client_certificate.read_bytes()
+            )
+            assert live(port, credentials), "open to everybody"
+            with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+                for method, body in (("ServerMetadata", b""), ("RepositoryModelLoad", load)):
+                    call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}").future(body, timeout=30)
+                    codes[name, method] = call.code()
+        server.terminate()
+        assert server.wait() == 0
+    assert codes == {
+        ("mallory", "ServerMetadata"): grpc.StatusCode.UNAUTHENTICATED,
+        ("mallory", "RepositoryModelLoad"): grpc.StatusCode.UNAUTHENTICATED,
+        ("alice", "ServerMetadata"): grpc.StatusCode.OK,
+        ("alice", "RepositoryModelLoad"): grpc.StatusCode.PERMISSION_DENIED,
+        ("operator", "ServerMetadata"): grpc.StatusCode.OK,
+        ("operator", "RepositoryModelLoad"): grpc.StatusCode.OK,
+    }

@@ -89,7 +89,12 @@ def resolve(
 
 
 def for_model(
-    plan: Plan, *, on_cpu: bool = False, tensorrt: Mapping[str, str] | None = None, probe: "Probe | None" = None
+    plan: Plan,
+    *,
+    on_cpu: bool = False,
+    tensorrt: Mapping[str, str] | None = None,
+    available: Callable[[], Sequence[str]] = ort.get_available_providers,
+    probe: "Probe | None" = None,
 ) -> Plan:
     """Where one model runs, by its own wishes and within the server's plan.
 
@@ -97,6 +102,7 @@ def for_model(
         plan: the server's.
         on_cpu: the model asks for the CPU.
         tensorrt: options of TensorRT, if the model asks for it; on a server without GPU it goes without.
+        available: the providers that the installed ONNX Runtime was built with.
         probe: tries a plan; `try_plan` when None.
 
     Returns:
@@ -107,7 +113,7 @@ def for_model(
     if tensorrt is None or plan.expected == CPU:
         return plan
     with_tensorrt = _gpu("tensorrt", int(plan.device.partition(":")[2]))
-    missing = _not_built(TENSORRT, ort.get_available_providers()) or (probe or try_plan)(with_tensorrt)
+    missing = _not_built(TENSORRT, available()) or (probe or try_plan)(with_tensorrt)
     if missing is not None:
         log.warning("TensorRT, which a model asks for, cannot be had; it runs on %s: %s", plan.device, missing)
         return plan

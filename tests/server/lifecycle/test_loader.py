@@ -300,3 +300,63 @@ def test_a_model_that_gains_nothing_from_batches_gets_none(
     assert version.signature.max_batch_size == 8
     assert version.scheduler.limits.max_rows == 1
     assert version.scheduler.limits.shortest_run_s == pytest.approx(0.03 * CERTAIN)
+
+
+RESHAPED = """
+max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: [1, 3] reshape { shape: [3] } }
+output { name: "y" data_type: TYPE_FP32 dims: [3, 1] reshape { shape: [3] } }
+"""
+
+
+def test_a_reshaped_model_is_proved_by_its_own_examples_and_served_in_the_other_shape(
+    loading: Loading, repo: Any
+) -> None:
+    version = loading.load(repo.published(factor=2.0), RESHAPED)
+    assert version.proved
+    assert version.signature.inputs[0].shape == ("batch", 1, 3)
+    request, responder = make_request([np.ones((2, 1, 3), np.float32)])
+    version.scheduler.submit(request)
+    while responder.outputs is None and responder.error is None:
+        assert loading.inline.run_ready() or responder.wait()
+    assert responder.error is None
+    assert responder.outputs is not None
+    assert responder.outputs[0].shape == (2, 3, 1)
+
+
+def test_a_reshaped_model_that_answers_otherwise_than_recorded_does_not_serve(loading: Loading, repo: Any) -> None:
+    assert "golden example" in loading.refused(repo.published(factor=2.0, recorded=3.0), RESHAPED)
+
+
+def test_warm_ups_that_are_asked_for_are_run_and_must_succeed(loading: Loading, repo: Any) -> None:
+    folder = repo.bare()
+    session = FakeSession()
+    loading.runtime = OnFake(session)
+    warmup = (
+        'model_warmup { name: "%s" batch_size: %d count: 3 inputs { key: "x" value { dims: [3] zero_data: true } } }'
+    )
+    loading.load(folder, "max_batch_size: 4 " + warmup % ("zeros", 3))
+    zeros = [run for run in session.runs if run.rows == 3 and not np.any(run.inputs[0])]
+    assert len(zeros) == 3
+    loading.runtime = OnFake(FakeSession(poison=0.0))
+    assert "the warm-up 'zeros' of config.pbtxt failed" in loading.refused(
+        repo.bare(number=2), "max_batch_size: 4 " + warmup % ("zeros", 3)
+    )
+    assert "batch_size is 9" in loading.refused(repo.bare(number=3), "max_batch_size: 4 " + warmup % ("zeros", 9))
+
+
+def test_queue_policies_reach_the_scheduler(loading: Loading, repo: Any) -> None:
+    text = """
+    dynamic_batching {
+      priority_levels: 3
+      default_priority_level: 2
+      default_queue_policy { max_queue_size: 5 default_timeout_microseconds: 1500 allow_timeout_override: true }
+      priority_queue_policy { key: 1 value { timeout_action: DELAY default_timeout_microseconds: 100 } }
+    }
+    """
+    limits = loading.load(repo.bare(), text).scheduler.limits
+    assert limits.max_requests == 1024 + 5 + 5, "each priority has its own room"
+    first, second = limits.policies.of(1), limits.policies.of(2)
+    assert (first.timeout_s, first.delays, first.max_requests) == (pytest.approx(1e-4), True, None)
+    assert (second.timeout_s, second.delays, second.max_requests) == (pytest.approx(1.5e-3), False, 5)
+    assert second.callers_may_shorten

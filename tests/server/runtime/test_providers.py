@@ -116,3 +116,40 @@ def test_onnxruntimes_own_fallback_is_off() -> None:
     assert given["enable_fallback"] == 0
     assert given["providers"] == [CUDA, CPU]
     assert given["provider_options"] == [{"device_id": "0"}, {}]
+
+
+class TestForModel:
+    """Where one model runs, by its own wishes."""
+
+    gpu = providers.Plan(device="cuda:1", providers=((providers.CUDA, {"device_id": "1"}), (providers.CPU, {})))
+    cpu = providers.Plan(device="cpu", providers=((providers.CPU, {}),), fallback_reason="no GPU")
+
+    def test_a_model_that_says_nothing_runs_where_the_server_does(self) -> None:
+        assert providers.for_model(self.gpu) is self.gpu
+        assert providers.for_model(self.cpu) is self.cpu
+
+    def test_a_model_for_the_cpu_runs_there(self) -> None:
+        assert providers.for_model(self.gpu, on_cpu=True).providers == ((providers.CPU, {}),)
+        assert providers.for_model(self.cpu, on_cpu=True) is self.cpu
+
+    def test_tensorrt_is_nothing_without_a_gpu(self) -> None:
+        assert providers.for_model(self.cpu, tensorrt={"trt_fp16_enable": "1"}) is self.cpu
+
+    def test_tensorrt_that_cannot_be_had_is_said_and_gone_without(self, caplog: pytest.LogCaptureFixture) -> None:
+        def missing(_plan: providers.Plan) -> str:
+            return "libnvinfer.so.10: cannot open shared object file"
+
+        assert (
+            providers.for_model(self.gpu, tensorrt={}, probe=missing, available=lambda: [providers.TENSORRT])
+            is self.gpu
+        )
+        assert "libnvinfer" in caplog.text
+
+    def test_tensorrt_runs_on_the_servers_gpu_with_the_models_options(self) -> None:
+        options = {"trt_fp16_enable": "1"}
+        plan = providers.for_model(
+            self.gpu, tensorrt=options, probe=lambda _plan: None, available=lambda: [providers.TENSORRT]
+        )
+        assert plan.device == "tensorrt:1"
+        assert plan.providers[0] == (providers.TENSORRT, {"device_id": "1", "trt_fp16_enable": "1"})
+        assert [name for name, _ in plan.providers] == [providers.TENSORRT, providers.CUDA, providers.CPU]

@@ -315,3 +315,28 @@ def test_the_handle_under_the_wrapper_still_answers_as_the_wrapper_does(model: M
     np.testing.assert_array_equal(
         wrapper._sess.run(["y"], {"x": x}, ort.RunOptions())[0], wrapper.run(["y"], {"x": x})[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("level", "of_ort"),
+    [(0, "ORT_ENABLE_ALL"), (1, "ORT_ENABLE_EXTENDED"), (-1, "ORT_ENABLE_BASIC"), (2, "ORT_DISABLE_ALL")],
+)
+def test_the_graph_is_optimised_by_tritons_numbers(level: int, of_ort: str) -> None:
+    options = ort_options(SessionOptions(graph_level=level))
+    assert options.graph_optimization_level == getattr(ort.GraphOptimizationLevel, of_ort)
+
+
+def test_what_a_configuration_may_ask_of_a_session_reaches_it() -> None:
+    asked = ort_options(SessionOptions(inter_op_threads=3, parallel=True, memory_arena=True, memory_pattern=False))
+    assert asked.execution_mode == ort.ExecutionMode.ORT_PARALLEL
+    assert (asked.inter_op_num_threads, asked.enable_cpu_mem_arena, asked.enable_mem_pattern) == (3, True, False)
+    assert asked.get_session_config_entry("session.inter_op.allow_spinning") == "0"
+    plain = ort_options(SessionOptions())
+    assert plain.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
+    assert (plain.inter_op_num_threads, plain.enable_cpu_mem_arena, plain.enable_mem_pattern) == (1, False, True)
+
+
+@pytest.mark.parametrize("wrong", [{"graph_level": 3}, {"inter_op_threads": 0}, {"intra_op_threads": -1}])
+def test_options_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SessionOptions(**wrong)  # type: ignore[arg-type]
