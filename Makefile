@@ -9,7 +9,7 @@ RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 SOURCES := clients proto server training tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test compat check format proto bench clean
+.PHONY: help demo serve test compat check format proto bench bench-quick clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ format: $(VENV)/.dev  ## let ruff put the code in order
 
 proto: $(VENV)/.dev  ## regenerate descriptors and stubs from the .proto files
 	$(BIN)/python proto/generate.py
+
+bench: $(VENV)/.dev  ## speed beside a bare echo and ONNX Runtime alone, on two cores (under 15 minutes)
+	$(BIN)/python tests/benchmark/bench.py $(BENCH)
+
+bench-quick: $(VENV)/.dev  ## the same in under 4 minutes; BENCH="--realtime --record" quiets and keeps
+	$(BIN)/python tests/benchmark/bench.py --quick $(BENCH)
 
 clean:  ## remove the environment, runs and models
 	rm -rf $(VENV) runs $(MODELS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,6 +2,7 @@
 //
 //   echo_server PORT THREADS
 //
+// PORT 0 takes any free one; `port N` is printed when it serves.
 // The answer is one FP32 output `y` of [batch, OUTPUTS] with OUTPUTS = 1 for inputs of up to 10 columns, else 10: the
 // first bytes of the input, so that both messages have the size of a real classifier's.
 #include <grpcpp/grpcpp.h>
@@ -77,13 +78,17 @@ int main(int argc, char** argv) {
   }
   Service service;
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(std::string("127.0.0.1:") + argv[1], grpc::InsecureServerCredentials());
+  int port = 0;
+  builder.AddListeningPort(std::string("127.0.0.1:") + argv[1], grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(&service);
   builder.SetMaxReceiveMessageSize(-1);
   std::vector<std::unique_ptr<ServerCompletionQueue>> queues;
   for (int i = 0; i < std::atoi(argv[2]); i++) queues.push_back(builder.AddCompletionQueue());
   auto server = builder.BuildAndStart();
-  if (!server) return 1;
+  if (!server || !port) {
+    std::fprintf(stderr, "cannot listen on 127.0.0.1:%s\n", argv[1]);
+    return 1;
+  }
   std::vector<std::thread> threads;
   for (auto& queue : queues)
     threads.emplace_back([&] {
@@ -91,7 +96,7 @@ int main(int argc, char** argv) {
       void* tag;
       for (bool ok; queue->Next(&tag, &ok);) static_cast<Call*>(tag)->Proceed(ok);
     });
-  std::printf("ready\n");
+  std::printf("port %d\n", port);
   std::fflush(stdout);
   for (auto& thread : threads) thread.join();
 }
