@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.compat, pytest.mark.timeout(1200)]
 
 CALLERS = Path(__file__).parent / "callers"
 PROTOS = Path(__file__).parents[2] / "proto"
+TOKEN = "an-admin-of-these-tests"
 
 Report = Callable[..., None]
 
@@ -19,8 +20,10 @@ Report = Callable[..., None]
 @pytest.fixture
 def server(start: Callable[..., ServerProcess], tmp_path: Path) -> ServerProcess:
     repository = triton_repository.write(tmp_path / "repository")
-    everything = ("--model-control-mode=explicit", "--load-model=*", "--enable-admin", "--enable-shared-memory")
-    return start(repository, *everything)
+    tokens = tmp_path / "tokens"
+    tokens.write_text(TOKEN)
+    everything = ("--model-control-mode=explicit", "--load-model=*", "--enable-shared-memory")
+    return start(repository, *everything, "--enable-admin", f"--admin-token-file={tokens}")
 
 
 def call(python: Path, caller: str, *arguments: str) -> str:
@@ -34,7 +37,7 @@ def test_tritonclient(
     caller: str, requirement: str, server: ServerProcess, downloads: Downloads, report: Report
 ) -> None:
     name = "tritonclient-2.50.0" if "==" in requirement else "tritonclient-newest"
-    report(f"{name}, {caller}:", call(downloads.environment(name, requirement), caller, server.target))
+    report(f"{name}, {caller}:", call(downloads.environment(name, requirement), caller, server.target, TOKEN))
     server.stop()
 
 
@@ -49,5 +52,5 @@ def test_stubs_made_from_our_proto_files(
     python = downloads.environment("stubs", "grpcio", "grpcio-tools", "numpy")
     generated = tmp_path / "generated"
     generated.mkdir()
-    report("fresh stubs:", call(python, "fresh_stubs.py", str(PROTOS), str(generated), server.target))
+    report("fresh stubs:", call(python, "fresh_stubs.py", str(PROTOS), str(generated), server.target, TOKEN))
     server.stop()

@@ -1,4 +1,6 @@
-"""Stubs made by grpcio-tools from our .proto files, here and now, call every rpc. Usage: PROTO_FOLDER OUTPUT ADDRESS
+"""Stubs made by grpcio-tools from our .proto files, here and now, call every rpc.
+
+Usage: PROTO_FOLDER OUTPUT ADDRESS ADMIN_TOKEN
 
 Has grpcio, grpcio-tools and numpy, and nothing of ours but the .proto files.
 """
@@ -21,7 +23,7 @@ def generate(protos: Path, output: Path) -> None:
     sys.path.insert(0, str(output))
 
 
-def main(protos: str, output: str, address: str) -> None:
+def main(protos: str, output: str, address: str, token: str) -> None:
     generate(Path(protos), Path(output))
     import grpc_service_pb2 as pb
     import grpc_service_pb2_grpc
@@ -33,6 +35,7 @@ def main(protos: str, output: str, address: str) -> None:
         request.inputs.add(name="x", datatype="FP32", shape=X.shape)
         return request
 
+    admin = (("authorization", f"Bearer {token}"),)
     check = Checks()
     with grpc.insecure_channel(address) as channel:
         stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -46,10 +49,11 @@ def main(protos: str, output: str, address: str) -> None:
             "ModelStatistics": lambda: stub.ModelStatistics(pb.ModelStatisticsRequest()).model_stats,
             "RepositoryIndex": lambda: stub.RepositoryIndex(pb.RepositoryIndexRequest()).models,
             "RepositoryModelUnload": lambda: (
-                stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="words")) is not None
+                stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="words"), metadata=admin)
+                is not None
             ),
             "RepositoryModelLoad": lambda: (
-                stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="words")) is not None
+                stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="words"), metadata=admin) is not None
             ),
             "SystemSharedMemoryStatus": lambda: (
                 not stub.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest()).regions
@@ -63,8 +67,8 @@ def main(protos: str, output: str, address: str) -> None:
             "CudaSharedMemoryUnregister": lambda: (
                 stub.CudaSharedMemoryUnregister(pb.CudaSharedMemoryUnregisterRequest()) is not None
             ),
-            "TraceSetting": lambda: stub.TraceSetting(pb.TraceSettingRequest()).settings,
-            "LogSettings": lambda: stub.LogSettings(pb.LogSettingsRequest()).settings,
+            "TraceSetting": lambda: stub.TraceSetting(pb.TraceSettingRequest(), metadata=admin).settings,
+            "LogSettings": lambda: stub.LogSettings(pb.LogSettingsRequest(), metadata=admin).settings,
         }
         for rpc, call in answered.items():
             with check(rpc):

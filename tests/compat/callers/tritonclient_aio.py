@@ -1,10 +1,11 @@
-"""Every method of tritonclient's asyncio client, its stream included. Usage: ADDRESS"""
+"""Every method of tritonclient's asyncio client, its stream included. Usage: ADDRESS ADMIN_TOKEN"""
 
 import asyncio
 import sys
 
 import numpy as np
 import tritonclient.grpc.aio as triton
+from admin import Admin
 from checks import Checks, Recorder
 
 X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
@@ -80,9 +81,10 @@ async def everything(client, check) -> None:
         assert await client.is_model_ready("words")
 
 
-async def main(address: str) -> None:
+async def main(address: str, token: str) -> None:
     check = Checks()
     async with triton.InferenceServerClient(address) as plain:
+        plain.register_plugin(Admin(token))
         client = Recorder(plain)
         await everything(client, check)
         with check("every method was called"):

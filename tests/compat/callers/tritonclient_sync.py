@@ -1,4 +1,4 @@
-"""Every method of tritonclient's blocking client, its stream included. Usage: ADDRESS"""
+"""Every method of tritonclient's blocking client, its stream included. Usage: ADDRESS ADMIN_TOKEN"""
 
 import json
 import queue
@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.utils.shared_memory as shared
+from admin import Admin
 from checks import Checks, Recorder, refused
 
 X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
@@ -219,9 +220,10 @@ def repository(client, check) -> None:
         refused("", client.load_model, "nobody")
 
 
-def main(address: str) -> None:
+def main(address: str, token: str) -> None:
     check = Checks()
     with triton.InferenceServerClient(address) as plain:
+        plain.register_plugin(Admin(token))
         client = Recorder(plain)
         for part in (reports, inference, streams, shared_memory, accounts, repository):
             part(client, check)
