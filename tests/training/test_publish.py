@@ -129,7 +129,7 @@ def test_what_the_repository_refuses_is_a_failed_publish(tmp_path: Path, exporte
         publish_export(**put, root=tmp_path / "file", model="m")
     with pytest.raises(PublishFailed, match=r"No such file.*nothing was published"):
         publish_export(**put | {"exported": tmp_path / "gone.onnx"}, root=tmp_path, model="m")
-    assert not scan(tmp_path).models["m"].versions
+    assert "m" not in scan(tmp_path).models
 
 
 # -------------------------------------------------------------------------------------------------- a run is published

@@ -58,8 +58,8 @@ def _card(metrics: dict[str, Any], data: dict[str, Any], found: dict[str, Any]) 
         f"## Held-out metrics (95 % intervals over {rows})",
     ]
     for name, value in metrics["held_out"].items():
-        interval = " ({} – {})".format(*map(words.number, intervals[name])) if name in intervals else ""
-        lines.append(f"- {words.title(name)}: {words.number(value)}{interval}")
+        interval = " ({} – {})".format(*map(words.figure, intervals[name])) if name in intervals else ""
+        lines.append(f"- {words.title(name)}: {words.figure(value)}{interval}")
     lines += ["", "## Gates"] if metrics["gates"] else []
     lines += [f"- {'reached' if gate['passed'] else 'MISSED'}: {gate['gate']}" for gate in metrics["gates"]]
     lines += [

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from forwardpass_server.lifecycle import repository
 from forwardpass_server.lifecycle.repository import CONFIG_FILE, Tolerance, VersionFolder
-from forwardpass_training import run
+from forwardpass_training import report, run
 from forwardpass_training.errors import BadSetting, PublishFailed
 from forwardpass_training.export import export
 from forwardpass_training.exportable import Exportable, Tensors
@@ -174,7 +174,9 @@ def explain(run_folder: Path, *, steps: int = STEPS) -> Explanation:
         median_gap=float(gap.abs().median()),
         parity=measure(file, explained),
     )
-    RunFolder.open(run_folder).write_json("explain.json", explanation.to_json())
+    folder = RunFolder.open(run_folder)
+    folder.write_json("explain.json", explanation.to_json())
+    report.draw(folder)
     return explanation
 
 

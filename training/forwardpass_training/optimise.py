@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from forwardpass_server.lifecycle.repository import Tolerance, VersionFolder
-from forwardpass_training import device, run
+from forwardpass_training import device, report, run
 from forwardpass_training.bench import Bench
 from forwardpass_training.data.download import sha256_of
 from forwardpass_training.errors import BadSetting, PublishFailed
@@ -69,7 +69,7 @@ def optimise(
     gates: VariantGates | None = None,
     told: Callable[[str], None] | None = None,
 ) -> Optimisation:
-    """Make and try variants of a finished run. Leaves `variants/<name>.onnx` and `optimise.json` in its folder.
+    """Make and try variants of a finished run. Leaves `variants/<name>.onnx` and `optimise.json` there, and the report.
 
     Args:
         run_folder: of a finished run.
@@ -107,6 +107,7 @@ def optimise(
         variants=tuple(measured),
     )
     folder.write_json(OPTIMISE_FILE, found.to_json())
+    report.draw(folder)
     return found
 
 

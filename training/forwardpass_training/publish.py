@@ -24,6 +24,7 @@ from forwardpass_training.export import export
 from forwardpass_training.exportable import Exportable
 from forwardpass_training.folder import RunFolder
 from forwardpass_training.portable import not_portable
+from forwardpass_training.report import draw
 from forwardpass_training.verify import ParityReport, measure
 
 PARITY_FILE = "parity.json"
@@ -37,7 +38,7 @@ GOLDEN_TOLERANCE = Tolerance(atol=1e-4, rtol=1e-4)
 def publish(run_folder: Path, root: Path, *, model: str | None = None, force: bool = False) -> VersionFolder:
     """Export a finished run, prove the export, and put it into a repository as the model's next version.
 
-    Leaves `model.onnx` and `parity.json` in the run folder.
+    Leaves `model.onnx` and `parity.json` in the run folder, and draws its report again.
 
     Args:
         run_folder: of a finished run.
@@ -63,6 +64,7 @@ def publish(run_folder: Path, root: Path, *, model: str | None = None, force: bo
     file = export(exportable, run_folder / MODEL_FILE)
     report = measure(file, exportable)
     report.write(run_folder / PARITY_FILE)
+    draw(folder)
     report.check()
     return publish_export(
         run_folder / MODEL_FILE,
@@ -137,14 +139,13 @@ def place(
         PublishFailed: the file holds what runs on one kind of processor, or undeclared in one runtime; the repository
             refuses the name, or the disk the files.
     """
-    if reason := not_portable(exported, declared=foreign_operators):
-        raise PublishFailed(f"{exported} is not published: {reason}")
-
     def build(folder: Path) -> Contents:
         if exported.is_dir():
             shutil.copytree(exported, folder / MODEL_FILE)
         else:
             shutil.copyfile(exported, folder / MODEL_FILE)
+        for name, text in exportable.companions.items():
+            (folder / name).write_text(text, encoding="utf-8")
         golden = [
             GoldenSet(folder=name, atol=tolerance.atol, rtol=tolerance.rtol, outputs=tolerances or {})
             for name in _write_golden(folder, exportable)
@@ -152,6 +153,8 @@ def place(
         return {"golden": golden, "provenance": provenance, "metrics": dict(metrics)}
 
     try:
+        if reason := not_portable(exported, declared=foreign_operators):
+            raise PublishFailed(f"{exported} is not published: {reason}")
         return repository.publish(root, model, build)
     except repository.PublishFailed as exc:
         raise PublishFailed(str(exc)) from exc
@@ -162,7 +165,7 @@ def place(
 def origin(exportable: Exportable) -> dict[str, Any]:
     """What the ONNX file says about where it comes from, as values instead of text."""
     said = {key.removeprefix("forwardpass."): value for key, value in exportable.metadata.items()}
-    return {key: _value(text) for key, text in said.items() if key not in ("labels", "vocabulary", "metrics")}
+    return {key: _value(text) for key, text in said.items() if key not in ("labels", "vocabulary", "metrics", "card")}
 
 
 def _explain(missed: Sequence[Gate], metrics: Mapping[str, float]) -> str:

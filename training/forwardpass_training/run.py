@@ -148,7 +148,7 @@ def exportable(path: Path, store: DataStore | None = None) -> Exportable:
     config, recorded = folder.config(), folder.read_json("metrics.json")
     dataset = _load_same_data(folder, config, store or DataStore.from_environment())
     network = _trained(folder, config)
-    outside = served(network, config.task)
+    outside, told = served(network, config.task), _told(path)
     if isinstance(network, CharLstm):
         examples: Examples = _text_examples(network, dataset.test, PROMPT_CHARACTERS)
         further: Mapping[str, Examples] = {"step": _text_examples(network, dataset.test, 1)}
@@ -162,8 +162,8 @@ def exportable(path: Path, store: DataStore | None = None) -> Exportable:
         dynamic=outside.dynamic,
         examples=examples,
         further_examples=further,
-        metadata=_metadata(config, dataset, recorded) | _card(path),
-        companions={STATISTICS_FILE: text} if (text := _text_of(path / STATISTICS_FILE)) else {},
+        metadata=_metadata(config, dataset, recorded, card=told.get(CARD_FILE)),
+        companions=told,
     )
 
 
@@ -303,7 +303,7 @@ def _text_examples(network: CharLstm, split: Split, characters: int) -> Examples
     return draw
 
 
-def _metadata(config: RunConfig, dataset: Dataset, recorded: dict[str, Any]) -> dict[str, str]:
+def _metadata(config: RunConfig, dataset: Dataset, recorded: dict[str, Any], *, card: str | None) -> dict[str, str]:
     """What the ONNX file says about itself; text, or JSON where it is structured."""
     versions = {name: version(name) for name in ("forwardpass", "torch", "onnx", "onnxscript")}
     metadata = {
@@ -318,19 +318,17 @@ def _metadata(config: RunConfig, dataset: Dataset, recorded: dict[str, Any]) -> 
         metadata["labels"] = json.dumps(dataset.labels)
     if dataset.vocabulary:
         metadata["vocabulary"] = json.dumps(dataset.vocabulary)
+    if card:
+        metadata["card"] = card
     if commit := _commit():
         metadata["commit"] = commit
     return {f"forwardpass.{key}": value for key, value in metadata.items()}
 
 
-def _card(path: Path) -> dict[str, str]:
-    """The model card, for the metadata; runs of before there were cards have none."""
-    text = _text_of(path / CARD_FILE)
-    return {"forwardpass.card": text} if text else {}
-
-
-def _text_of(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+def _told(path: Path) -> dict[str, str]:
+    """The files beside the report that travel with the model; runs of before there were reports have none."""
+    files = [path / name for name in (CARD_FILE, STATISTICS_FILE)]
+    return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
 
 def _commit() -> str:

@@ -51,9 +51,9 @@ class Frame:
     def add(self, text: str) -> None:
         self.parts.append(text)
 
-    def axes(self, x_title: str, *, whole_x: bool = False) -> None:
+    def axes(self, x_title: str, *, whole_x: bool = False, whole_y: bool = False) -> None:
         """Grid lines and their values."""
-        for value in _log_ticks(*self.y) if self.log else _ticks(*self.y):
+        for value in _log_ticks(*self.y) if self.log else _ticks(*self.y, whole=whole_y):
             _, y = self.at(self.x[0], value)
             self.add(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             self.add(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
@@ -144,7 +144,7 @@ def scatter(xs: Sequence[float], ys: Sequence[float], *, x_title: str, says: str
 def histogram(edges: Sequence[float], counts: Sequence[int], *, x_title: str, says: str) -> str:
     """Bars between edges; the last edge closes the last bar."""
     frame = Frame((edges[0], edges[-1]), (0, max(*counts, 1) * 1.06))
-    frame.axes(x_title)
+    frame.axes(x_title, whole_y=True)
     for (left, right), count in zip(pairwise(edges), counts, strict=True):
         (x1, y1), (x2, y2) = frame.at(left, count), frame.at(right, 0)
         frame.add(

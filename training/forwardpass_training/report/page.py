@@ -52,7 +52,13 @@ def draw(folder: RunFolder) -> Path:
 def _environment() -> Environment:
     loader = PackageLoader(__package__, ".")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": words.number, "title_of": words.title, "size": words.size, "percent": _percent}
+    environment.filters |= {
+        "number": words.number,
+        "title_of": words.title,
+        "size": words.size,
+        "figure": words.figure,
+        "percent": words.percent,
+    }
     environment.globals["css"] = Markup(loader.get_source(environment, "page.css")[0])
     return environment
 
@@ -243,7 +249,3 @@ def _files(path: Path) -> list[Values]:
 
 def _visible(character: str) -> str:
     return {" ": "space", "\n": "newline", "\t": "tab"}.get(character, character)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"

@@ -50,6 +50,16 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
+def figure(value: float) -> str:
+    """A measured figure: four digits that count, zeros included."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:#.4g}"
+
+
+def percent(share: float) -> str:
+    """A share as 98.3 %, the sign never on a line of its own."""
+    return f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+
+
 def duration(seconds: float) -> str:
     """8.3 s, 4 min 24 s, 2 h 5 min."""
     if seconds < 60:
