@@ -1,4 +1,4 @@
-"""The command `forwardpass-server`: settings, logs, signals, and one server's life.
+"""The command `forwardpass-server`: settings, logs, signals, and one server's life; or several, under a supervisor.
 
 Exit status: 0 after a stop that lost no call, 1 when it could not start or lost one, 2 for a flag that does not exist,
 128 + n when a second signal n ended it at once.
@@ -14,6 +14,7 @@ from types import FrameType
 from forwardpass_server import config, logs
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.logs import event
+from forwardpass_server.seat import Place, Seat, place_in
 from forwardpass_server.transport import single_thread
 
 log = logging.getLogger("forwardpass_server.main")
@@ -23,25 +24,33 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a server until it is told to stop; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = config.load(sys.argv[1:] if arguments is None else arguments, os.environ)
+        place = place_in(os.environ)
+        settings = config.load(arguments, os.environ)
     except StartFailed as exc:
         sys.stderr.write(f"forwardpass-server: {exc}\nforwardpass-server --help shows every setting\n")
         return 1
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log_format, settings.log_level, process=None if place is None else place.number)
     try:
-        return _run(settings)
+        if settings.processes > 1 and place is None:
+            # Imported here, since it brings what one server alone has no use for.
+            from forwardpass_server.supervisor import Supervisor
+
+            return Supervisor(settings, arguments).run()
+        return _run(settings, place)
     except StartFailed as exc:
         event(log, logging.ERROR, "cannot start", reason=exc)
         return 1
 
 
-def _run(settings: config.ServerConfig) -> int:
+def _run(settings: config.ServerConfig, place: Place | None) -> int:
     single_thread.choose(os.environ)
     # Imported here, so that --help and a wrong flag are answered without ONNX Runtime's half second.
     from forwardpass_server.app import Server
 
     server = Server(settings)
+    seat: Seat | None = None
     asked = False
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -51,11 +60,21 @@ def _run(settings: config.ServerConfig) -> int:
             os._exit(128 + number)
         asked = True
         server.ask_to_stop()
+        if seat is not None:
+            seat.give_up()
 
     for number in SIGNALS:
         signal.signal(number, on_signal)
     try:
-        if server.start():
+        if place is None:
+            serves = server.start()
+        else:
+            seat = Seat(place, metrics=server.metrics_text, on_orphaned=server.ask_to_stop)
+            serves = server.load() and seat.wait_to_listen()
+            if serves:
+                server.listen()
+                seat.serving()
+        if serves:
             server.wait()
     except BaseException:
         server.stop()

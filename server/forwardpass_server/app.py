@@ -35,6 +35,7 @@ from forwardpass_server.lifecycle.manager import ModelManager, Watch
 from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.logs import event
+from forwardpass_server.observe import page
 from forwardpass_server.observe.metrics import Metrics
 from forwardpass_server.observe.page import MetricsPage
 from forwardpass_server.rpc import services, status
@@ -89,7 +90,7 @@ class Stopped:
 
 
 class Server:
-    """One server. `start`, `wait` and `stop` are called in that order, on one thread.
+    """One server. `start` (or `load`, then `listen`), `wait` and `stop` are called in that order, on one thread.
 
     Building it opens and starts nothing; it only tries the device and reads certificates.
 
@@ -102,6 +103,7 @@ class Server:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self._began = time.monotonic()
         # A SimpleQueue, since a signal handler may put while the same thread is inside `get`.
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._plan = providers.resolve(config.device)
@@ -155,8 +157,26 @@ class Server:
         """Port of the metrics page, once started; None when there is none."""
         return None if self._page is None else self._page.port
 
+    def metrics_text(self) -> bytes:
+        """What the metrics page shows now. Any thread."""
+        return page.text(self._metrics.registry)
+
     def start(self) -> bool:
-        """Open the repository, load, warm and prove, then listen. Blocks until the server serves.
+        """`load`, then `listen`. Blocks until the server serves.
+
+        Returns:
+            False when `ask_to_stop` came first; then call `stop`, as in any case.
+
+        Raises:
+            StartFailed: as `load` and `listen`.
+        """
+        if not self.load():
+            return False
+        self.listen()
+        return True
+
+    def load(self) -> bool:
+        """Open the repository; load, warm and prove what is in it. Blocks until that is done.
 
         Returns:
             False when `ask_to_stop` came first; then call `stop`, as in any case.
@@ -164,7 +184,6 @@ class Server:
         Raises:
             StartFailed: no repository, a port in use, or (with `exit_on_error`) a model that cannot be served.
         """
-        began = time.monotonic()
         event(log, logging.INFO, "starting", version=__version__, repository=self._config.model_repository)
         event(log, logging.INFO, "device", device=self._plan.device, provider=self._plan.expected)
         if self._plan.fallback_reason is not None:
@@ -180,11 +199,18 @@ class Server:
         if self._stop_asked:
             return False
         self._report_models()
+        return True
+
+    def listen(self) -> None:
+        """Bind the port and serve.
+
+        Raises:
+            StartFailed: the port is in use.
+        """
         self.port = self._transport.bind()
         self._loop.start()
-        seconds = round(time.monotonic() - began, 3)
+        seconds = round(time.monotonic() - self._began, 3)
         event(log, logging.INFO, "serving", address=f"{self._config.host}:{self.port}", start_seconds=seconds)
-        return True
 
     def wait(self) -> None:
         """Block until somebody asks to stop.
@@ -283,7 +309,8 @@ class Server:
     def _check_port_free(self) -> None:
         """Fail before minutes of loading, not after; `bind` has the last word."""
         port = self._config.grpc_port
-        reason = sockets.why_not_bindable(self._config.host, port) if port else ""
+        shared = self._config.processes > 1
+        reason = sockets.why_not_bindable(self._config.host, port, reuse_port=shared) if port else ""
         if reason:
             raise StartFailed(
                 f"cannot listen on {self._config.host}:{port}: {reason}; choose another --grpc-port, or stop who has it"
@@ -407,6 +434,7 @@ def _options(config: ServerConfig) -> TransportOptions:
     return TransportOptions(
         host=config.host,
         port=config.grpc_port,
+        reuse_port=config.processes > 1,
         credentials=tls,
         max_message_bytes=int(config.max_message_mib * MIB),
         max_metadata_bytes=config.max_metadata_kib << 10,

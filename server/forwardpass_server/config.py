@@ -98,6 +98,10 @@ class ServerConfig:
         str,
         About("auto, cpu, cuda, cuda:1, tensorrt …; auto may fall back to the CPU, and says so", opens="Running"),
     ] = "auto"
+    processes: Annotated[
+        int,
+        About("processes that share the port, each serving every model; about one per CPU core", low=1, high=1024),
+    ] = 1
     intra_op_threads: Annotated[int, About("threads of ONNX Runtime within one run", low=1, high=1024)] = 1
     max_batch_size: Annotated[
         int, About("rows of one run, for models whose config.pbtxt does not say", low=1, high=65536)
@@ -218,8 +222,28 @@ class ServerConfig:
             )
         if self.load_model and self.model_control_mode != "explicit":
             raise StartFailed(f"--load-model needs --model-control-mode=explicit, got {self.model_control_mode}")
+        if self.processes > 1:
+            self._check_processes()
         if self.grpc_port == self.metrics_port != 0:
             raise StartFailed(f"--grpc-port and --metrics-port are both {self.grpc_port}; they need one each")
+
+    def _check_processes(self) -> None:
+        """Refuse what one process would know and the others would not."""
+        if self.model_control_mode == "explicit":
+            raise StartFailed(
+                f"--model-control-mode=explicit needs --processes=1, got {self.processes}: "
+                "a call that loads a model reaches one process; use poll, or several servers"
+            )
+        if self.enable_admin:
+            raise StartFailed(
+                f"--enable-admin needs --processes=1, got {self.processes}: a call that changes a setting reaches one "
+                "process"
+            )
+        if self.enable_shared_memory:
+            raise StartFailed(
+                f"--enable-shared-memory needs --processes=1, got {self.processes}: "
+                "a region is registered with one process, and requests go to any"
+            )
 
 
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConfig:

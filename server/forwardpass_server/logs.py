@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO, Any
 
 from forwardpass_server.errors import NotImplementedHere
@@ -37,19 +38,22 @@ def event(log: logging.Logger, level: int, message: str, /, **fields: object) ->
         log.log(level, "%s", message, extra={_FIELDS: fields}, stacklevel=2)
 
 
-def configure(form: str, level: str, stream: IO[str] | None = None) -> logging.Handler:
+def configure(form: str, level: str, stream: IO[str] | None = None, *, process: int | None = None) -> logging.Handler:
     """Send this package's records to a stream. The process's entry point calls it; nothing else does.
 
     Args:
         form: "json" or "text".
         level: "debug", "info", "warning" or "error".
         stream: standard error when None.
+        process: a field of every line: which of the processes of one server writes it.
 
     Returns:
         The handler, for `remove`.
     """
     handler: logging.Handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    if process is not None:
+        handler.addFilter(partial(_with_process, process))
     log = logging.getLogger(ROOT)
     log.setLevel(level.upper())
     log.addHandler(handler)
@@ -192,6 +196,11 @@ class TextFormatter(logging.Formatter):
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields: dict[str, object] = getattr(record, _FIELDS, {})
     return {name: value if _is_plain(value) else escaped(str(value)) for name, value in fields.items()}
+
+
+def _with_process(process: int, record: logging.LogRecord) -> bool:
+    setattr(record, _FIELDS, {"process": process} | getattr(record, _FIELDS, {}))
+    return True
 
 
 def _is_plain(value: object) -> bool:

@@ -9,13 +9,18 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import choose_encoder
 
 from forwardpass_server.errors import StartFailed
 
 CONNECTION_TIMEOUT_S = 10.0
 """A connection that says nothing for so long is closed."""
+
+
+def text(registry: CollectorRegistry) -> bytes:
+    """What the page shows, in Prometheus's text format."""
+    return generate_latest(registry)
 
 
 class MetricsPage:

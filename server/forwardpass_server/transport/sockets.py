@@ -78,6 +78,39 @@ def why_not_bindable(host: str, port: int, *, reuse_port: bool = False) -> str:
     return reasons[0] if len(reasons) == len(found) else ""
 
 
+def hold(host: str, port: int) -> tuple[int, list[socket.socket]]:
+    """Take `host:port` exclusively, then let the sockets of this user that ask for SO_REUSEPORT listen on it.
+
+    It stays taken, for every other program too, until the sockets are closed; they never listen themselves.
+
+    Returns:
+        The real port, and the sockets that hold it.
+
+    Raises:
+        OSError: the host does not resolve, or somebody has the port.
+    """
+    held: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, (address, _, *scope) in found:
+            own = socket.socket(family, kind, protocol)
+            held.append(own)
+            # Connections of an earlier server that are still closing (TIME_WAIT) are no reason to refuse.
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(len(found) > 1))
+            own.bind((address, port, *scope))
+            port = _port(own)
+            # NOTE: both are read again at each later bind (Linux), so here the door is closed, and opened to our own.
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError:
+        for own in held:
+            own.close()
+        raise
+    return port, held
+
+
 def _own_sockets() -> Iterator[socket.socket]:
     """Duplicates of this process's TCP sockets, each socket once; the caller closes them."""
     seen = set()
