@@ -84,7 +84,7 @@ def edited(**changes: Any) -> dict[str, Any]:
         (edited(task="ranking"), "config.task is 'ranking'"),
         (edited(data={"kind": "Imagenet"}), "config.data.kind is 'Imagenet'"),
         (edited(data=None), "config.data.kind is None"),
-        (edited(model={"kind": "CnnConfig", "height": 28}), "config.model lacks"),
+        (edited(model={"kind": "ConvStackConfig", "height": 28}), "config.model lacks convolutions"),
         (edited(gates=[{"kind": "Gate", "metric": "x", "at_least": "a", "at_most": 1}]), r"config.gates\[0\].at_least"),
         (edited(epochs=0), "epochs is 0"),
     ],

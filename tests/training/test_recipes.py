@@ -12,6 +12,7 @@ from forwardpass_training.run import Surroundings
 
 QUICK = ["linear_regression", "logistic_regression", "mlp_classifier", "digits_cnn"]
 LONG = ["mnist_cnn", "mnist_cnn_best", "mnist_cnn_robust", "mnist_cnn_private", "shakespeare_lstm"]
+OWN_DATA = ["table_classifier", "table_regression", "image_classifier"]
 
 METRICS = {
     "regression": {"mse", "mae", "r2"},
@@ -46,7 +47,7 @@ def test_a_long_recipe_reaches_its_bound(name: str, tmp_path: Path, downloads: D
 
 
 def test_there_is_nothing_else() -> None:
-    assert set(RECIPES) == {*QUICK, *LONG}
+    assert set(RECIPES) == {*QUICK, *LONG, *OWN_DATA}
     assert all(RECIPES[name]().name == name and RECIPES[name].__doc__ for name in RECIPES)
 
 

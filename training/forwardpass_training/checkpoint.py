@@ -12,7 +12,7 @@ from torch import nn
 from forwardpass_training.errors import CheckpointError
 from forwardpass_training.folder import write_whole
 
-FORMAT = 2
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -106,4 +106,4 @@ def load(path: Path) -> Checkpoint:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}")
     history = tuple(Epoch(**epoch) for epoch in values["history"])
-    return Checkpoint(values["network"], values["optimizer"], history, values["average"], values["best"])
+    return Checkpoint(values["network"], values["optimizer"], history, values.get("average"), values.get("best"))

@@ -5,12 +5,13 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from inspect import isabstract
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro.conf
 
-from forwardpass_training import data, models
+from forwardpass_training import data, models, own
 from forwardpass_training.adversary import Adversary
 from forwardpass_training.data import DataConfig
 from forwardpass_training.errors import BadSetting
@@ -137,7 +138,7 @@ OURS: dict[str, type] = {
     cls.__name__: cls
     for room, base in ((data, DataConfig), (models, ModelConfig))
     for cls in vars(room).values()
-    if isinstance(cls, type) and issubclass(cls, base)
+    if isinstance(cls, type) and issubclass(cls, base) and not isabstract(cls)
 }
 """Configs of data and models that `config.json` names without their module."""
 
@@ -146,9 +147,15 @@ def to_json(config: Any) -> Any:
     """A config as plain values; nested dataclasses carry their class as `kind`: a name of ours, or `module:Class`."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         values = {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        if "kind" in values:
+            raise BadSetting(
+                f"{type(config).__name__} has a field `kind`, which config.json keeps for the class; rename it"
+            )
         return {"kind": _kind(type(config)), **values}
     if isinstance(config, tuple):
         return [to_json(value) for value in config]
+    if isinstance(config, Path):
+        return str(config)
     if isinstance(config, float) and not math.isfinite(config):
         return str(config)  # JSON has no infinity
     return config
@@ -181,6 +188,8 @@ def _read(value: Any, wanted: Any, path: str) -> Any:
         return _read_dataclass(value, wanted, path)
     if wanted is float and (type(value) in (int, float) or value in ("inf", "-inf")):
         return float(value)
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
     if wanted in (int, str, bool, types.NoneType) and type(value) is wanted:
         return value
     raise BadSetting(f"{path} is {value!r}, which is not {getattr(wanted, '__name__', wanted)}")
@@ -205,11 +214,7 @@ def _read_kind(value: Any, base: type, path: str) -> Any:
     kind = value.get("kind") if isinstance(value, dict) else None
     cls = OURS.get(kind) if isinstance(kind, str) else None
     if cls is None and isinstance(kind, str) and ":" in kind:
-        module, _, name = kind.partition(":")
-        try:
-            cls = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as exc:
-            raise BadSetting(f"{path}.kind is {kind!r}, which cannot be imported here: {exc}") from exc
+        cls = own.load(kind)
     if not (isinstance(cls, type) and issubclass(cls, base) and dataclasses.is_dataclass(cls)):
         known = sorted(name for name, cls in OURS.items() if issubclass(cls, base))
         raise BadSetting(f"{path}.kind is {kind!r}; known are {', '.join(known)}, or module:Class for one of yours")
@@ -221,7 +226,13 @@ def _read_dataclass(value: Any, wanted: type, path: str) -> Any:
         raise BadSetting(f"{path} is {value!r}, not the fields of {wanted.__name__}")
     hints = get_type_hints(wanted, include_extras=True)
     given = {name: field for name, field in value.items() if name != "kind"}
-    if wrong := given.keys() ^ hints.keys():
-        verb = "lacks" if wrong - given.keys() else "does not know"
-        raise BadSetting(f"{path} {verb} {', '.join(sorted(wrong))}; it was written by another version")
+    # settings that came later have defaults under which older configs mean what they meant
+    needed = {field.name for field in dataclasses.fields(wanted) if _has_no_default(field)}
+    for verb, names in (("lacks", needed - given.keys()), ("does not know", given.keys() - hints.keys())):
+        if names:
+            raise BadSetting(f"{path} {verb} {', '.join(sorted(names))}; it was written by another version")
     return wanted(**{name: _read(field, hints[name], f"{path}.{name}") for name, field in given.items()})
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

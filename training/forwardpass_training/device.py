@@ -26,17 +26,30 @@ def choose(name: DeviceName) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def make_repeatable(threads: int | None) -> None:
+SMALL_STEP = 100_000_000
+"""Weights times rows of a step, below which one thread trains it."""
+
+
+def sensible_threads(parameters: int, rows: int) -> int:
+    """Threads for training on the CPU, where nobody says: one for small steps, else one a core.
+
+    A small step is over before a second thread has begun, and where other work keeps the cores busy, each of its
+    operators waits for that thread to get its turn: on two busy cores `mlp_classifier` (4e3) took 20 times as long with
+    two threads as with one. The figures are in `training/README.md`.
+    """
+    return 1 if parameters * rows < SMALL_STEP else os.cpu_count() or 1
+
+
+def make_repeatable(threads: int) -> None:
     """Settings of the whole process under which equal seeds give equal weights.
 
     Args:
-        threads: of torch on the CPU; None leaves torch's choice, one a core. Sums split over another number of
-            threads round differently, so weights are equal only at equal numbers.
+        threads: of torch on the CPU. Sums split over another number of threads round differently, so weights are
+            equal only at equal numbers.
     """
-    if threads is not None:
-        if threads < 1:
-            raise BadSetting(f"threads is {threads}; it must be at least 1")
-        torch.set_num_threads(threads)
+    if threads < 1:
+        raise BadSetting(f"threads is {threads}; it must be at least 1")
+    torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 

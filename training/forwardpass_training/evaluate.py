@@ -24,6 +24,9 @@ HEADLINE: dict[Task, str] = {
 }
 """The one metric by which a task is usually told."""
 
+LOWER_IS_BETTER = frozenset({"nats_per_character"})
+"""Of the headlines, those that fall as a network gets better."""
+
 
 @dataclass(frozen=True)
 class Evaluation:

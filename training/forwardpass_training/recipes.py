@@ -5,20 +5,25 @@ reached, with machine and date, are in `training/README.md`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 
+from forwardpass_training import own
 from forwardpass_training.adversary import Adversary
 from forwardpass_training.config import Gate, RunConfig
 from forwardpass_training.data import (
     Augmentation,
     ClustersData,
     DigitsData,
+    ImageFolderData,
     LineData,
     MnistData,
     ShakespeareData,
     SumData,
+    TableData,
 )
-from forwardpass_training.errors import UnknownRecipe
+from forwardpass_training.errors import BadSetting, UnknownRecipe
 from forwardpass_training.models import CharLstmConfig, CnnConfig, Conv, ConvStackConfig, DenseConfig
 from forwardpass_training.privacy import Privacy
 
@@ -225,6 +230,52 @@ def shakespeare_lstm() -> RunConfig:
     )
 
 
+def table_classifier() -> RunConfig:
+    """Your own CSV file: which class is it? `--data.path rows.csv --data.target column`"""
+    return RunConfig(
+        name="table_classifier",
+        task="multiclass",
+        epochs=50,
+        batch_size=32,
+        optimizer="adam",
+        learning_rate=3e-3,
+        schedule="one_cycle",
+        weight_decay=1e-2,
+        data=TableData(path=Path("rows.csv"), target="target"),
+        model=DenseConfig(hidden=(64, 64), outputs=None, standardise=True),
+    )
+
+
+def table_regression() -> RunConfig:
+    """Your own CSV file: which number is it? `--data.path rows.csv --data.target column`"""
+    classifier = table_classifier()
+    data = TableData(path=Path("rows.csv"), target="target", target_is="number")
+    return replace(classifier, name="table_regression", task="regression", data=data)
+
+
+def image_classifier() -> RunConfig:
+    """Your own folder of images, a folder for each class: `--data.path images`"""
+    return RunConfig(
+        name="image_classifier",
+        task="multiclass",
+        epochs=20,
+        batch_size=32,
+        optimizer="adam",
+        learning_rate=2e-3,
+        schedule="one_cycle",
+        weight_decay=1e-2,
+        data=ImageFolderData(path=Path("images")),
+        model=ConvStackConfig(
+            height=None,
+            width=None,
+            planes=None,
+            classes=None,
+            convolutions=(Conv(16, 3, pool=2), Conv(32, 3, pool=2)),
+            hidden=(64,),
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe
     for recipe in (
@@ -237,18 +288,34 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         mnist_cnn_robust,
         mnist_cnn_private,
         shakespeare_lstm,
+        table_classifier,
+        table_regression,
+        image_classifier,
     )
 }
 
 
 def find(name: str) -> Callable[[], RunConfig]:
-    """The recipe of that name.
+    """The recipe of that name; `module:function` is one of the user's own.
 
     Raises:
         UnknownRecipe: there is none; the text says the nearest names.
+        BadSetting: the module or the function is not there.
     """
+    if ":" in name:
+        return lambda: _own_config(name)
     if name in RECIPES:
         return RECIPES[name]
     near = get_close_matches(name, RECIPES, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(RECIPES)}"
     raise UnknownRecipe(f"no recipe {name!r}; {hint}")
+
+
+def _own_config(name: str) -> RunConfig:
+    recipe = own.load(name)
+    if not callable(recipe):
+        raise BadSetting(f"{name} is a {type(recipe).__name__}, not a function that gives a RunConfig")
+    config = recipe()
+    if not isinstance(config, RunConfig):
+        raise BadSetting(f"{name} gave a {type(config).__name__}, not a RunConfig")
+    return config

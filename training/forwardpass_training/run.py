@@ -19,7 +19,7 @@ from forwardpass_training.card import CARD_FILE
 from forwardpass_training.checkpoint import Checkpoint
 from forwardpass_training.config import RunConfig, to_json
 from forwardpass_training.data import Dataset, DataStore, Split
-from forwardpass_training.device import DeviceName, choose, describe, make_repeatable
+from forwardpass_training.device import DeviceName, choose, describe, make_repeatable, sensible_threads
 from forwardpass_training.errors import BadSetting, DataError, Interrupted
 from forwardpass_training.evaluate import HEADLINE, Evaluation, evaluate
 from forwardpass_training.exportable import Examples, Exportable, Tensors
@@ -92,7 +92,7 @@ def reevaluate(path: Path, surroundings: Surroundings) -> tuple[RunFolder, Evalu
     """Evaluate the network of a run again on its held-out data; changes nothing."""
     folder = RunFolder.open(path)
     config = folder.config()
-    make_repeatable(surroundings.threads)
+    make_repeatable(_threads(config, surroundings))
     state = checkpoint.load(folder.checkpoint)
     network = checkpoint.restore(state.answering, config.model.build()).to(choose(surroundings.device))
     return folder, _judged(config, network, _load_same_data(folder, config, surroundings.store), state.epochs)
@@ -172,7 +172,7 @@ def _train_and_record(
 ) -> None:
     """Train, keeping a checkpoint after every epoch; then write metrics and pictures."""
     reporter = surroundings.reporter
-    make_repeatable(surroundings.threads)
+    make_repeatable(_threads(config, surroundings))
     device = choose(surroundings.device)
     steps = steps_per_epoch(config, dataset.for_choosing(config.validation_share).train)
     latest = state
@@ -255,6 +255,13 @@ def _judged(config: RunConfig, network: nn.Module, dataset: Dataset, epochs: int
     return found
 
 
+def _threads(config: RunConfig, surroundings: Surroundings) -> int:
+    if surroundings.threads is not None:
+        return surroundings.threads
+    parameters = sum(parameter.numel() for parameter in config.model.build().parameters())
+    return sensible_threads(parameters, (config.batch_size or 1) * (config.window or 1))
+
+
 def _epoch_line(config: RunConfig, state: Checkpoint) -> str:
     epoch = state.history[-1]
     return (
@@ -311,6 +318,7 @@ def _metadata(config: RunConfig, dataset: Dataset, recorded: dict[str, Any], *, 
         "recipe": config.name,
         "metrics": json.dumps(recorded["held_out"]),
         "data": json.dumps(dataset.provenance.to_json()),
+        "config": json.dumps(to_json(config)),
         "created": recorded["finished"],
         "versions": json.dumps({"python": platform.python_version(), **versions}),
     }

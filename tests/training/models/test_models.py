@@ -92,7 +92,7 @@ SERVED = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SERVED)
 def test_served_names_are_the_agreed_ones(name: str) -> None:
     config = RECIPES[name]()
     outside = served(config.model.build(), config.task)
