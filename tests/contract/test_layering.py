@@ -22,7 +22,7 @@ ALLOWED = {
     "forwardpass": {"forwardpass_proto"},
     "forwardpass_proto": set(),
     "forwardpass_server": {"forwardpass_proto"},
-    "forwardpass_training": {"forwardpass_server"},  # one module of it; see below
+    "forwardpass_training": {"forwardpass_server", "forwardpass"},  # one module of the server; the client in one; below
 }
 
 # Libraries that belong to certain rooms of the server and to no others.
@@ -73,6 +73,12 @@ def test_training_knows_of_the_server_only_the_layout_of_the_repository() -> Non
         of_server = {name for name in imports(file) if name.split(".")[0] == "forwardpass_server"}
         strangers = {n for n in of_server if not n.startswith("forwardpass_server.lifecycle.repository")}
         assert strangers <= {"forwardpass_server.lifecycle.repository"}, f"{file}: {strangers}"
+
+
+def test_training_calls_a_server_in_one_place_and_through_the_client() -> None:
+    package = PACKAGES["forwardpass_training"]
+    calling = [f.name for f in python_files(package) if any(name.split(".")[0] == "forwardpass" for name in imports(f))]
+    assert calling == ["victims.py"]
 
 
 def test_the_repository_layout_needs_the_standard_library_alone() -> None:

@@ -12,26 +12,29 @@ from forwardpass_training.exportable import Exportable
 from forwardpass_training.gradient import InputGradient, scored
 
 Network = Callable[[str], Exportable]
-IMAGE = (1, 28, 28)
+IMAGE = (1, 14, 14)
 
 STACKS: dict[str, tuple[tuple[int, ...], list[nn.Module]]] = {
     "dense": ((6,), [nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5), nn.GELU(), nn.LayerNorm(5), nn.Linear(5, 3)]),
-    "normalised": (
+    "normalised, pooled": (
         IMAGE,
-        [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(), nn.Flatten()],
+        [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Dropout()],
     ),
-    "strided": (IMAGE, [nn.Conv2d(1, 4, 3, stride=2), nn.SiLU(), nn.Conv2d(4, 4, 4, stride=3), nn.ELU(), nn.Flatten()]),
-    "grouped": (IMAGE, [nn.Conv2d(1, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 8, 3, groups=4), nn.ReLU6(), nn.Flatten()]),
-    "dilated": (IMAGE, [nn.Conv2d(1, 4, 3, dilation=2), nn.PReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten()]),
-    "averaged": (IMAGE, [nn.Conv2d(1, 4, 3), nn.Softplus(), nn.AvgPool2d(3, 2), nn.AvgPool2d(2), nn.Flatten()]),
-    "global": (IMAGE, [nn.Conv2d(1, 4, 5, stride=2), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]),
+    "strided, grouped": (
+        IMAGE,
+        [nn.Conv2d(1, 4, 4, stride=3), nn.SiLU(), nn.Conv2d(4, 8, 3, groups=4), nn.LeakyReLU()],
+    ),
+    "dilated, averaged": (
+        IMAGE,
+        [nn.Conv2d(1, 4, 3, dilation=2), nn.PReLU(), nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d(1)],
+    ),
 }
 
 
 def stack(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     torch.manual_seed(7)
     shape, layers = STACKS[name]
-    network = nn.Sequential(*layers).eval()
+    network = nn.Sequential(*layers, nn.Flatten()).eval()
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean = torch.randn(layer.num_features)
@@ -49,7 +52,7 @@ def by_autograd(network: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
 def test_scores_and_gradient_are_autograds_at_every_batch_size(name: str) -> None:
     network, shape = stack(name)
     traced = InputGradient(network, torch.randn(3, *shape))
-    for batch in (1, 3, 8):
+    for batch in (1, 8):
         x = torch.randn(batch, *shape)
         expected = network(x).detach()
         direction = torch.randn(expected.shape)

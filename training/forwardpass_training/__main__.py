@@ -7,6 +7,9 @@
     export RUN [--out FILE]     write it as ONNX
     verify RUN [--file FILE]    compare the ONNX file with the network
     publish RUN --repository DIR   export, prove, and add the next version to a model repository
+    optimise RUN                try smaller and faster forms of it: int8, fp16; publish one that passes
+    explain RUN                 export a graph that answers and says why, and publish it beside the model
+    attack RUN                  accuracy under adversarial attack, of a file or of a running server
 
 RUN is a run folder, or the name of a recipe, which means its newest finished run below --runs-dir.
 Results go to stdout, progress to stderr. Exit codes: 0 done; 1 an error, said in one message; 2 wrong usage;
@@ -21,11 +24,12 @@ from difflib import get_close_matches
 from inspect import getdoc
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, NoReturn
 
 import tyro
 
-from forwardpass_training import run
+from forwardpass_training import finished, run
+from forwardpass_training.arguments import FAILED, MISSED_GATE, MISUSED, OK, STOPPED, RunArgument, RunsDir, parse
 from forwardpass_training.config import Gate, RunConfig
 from forwardpass_training.data import DataStore
 from forwardpass_training.device import DeviceName
@@ -33,18 +37,6 @@ from forwardpass_training.errors import Interrupted, TrainingError
 from forwardpass_training.folder import RunFolder, find_run
 from forwardpass_training.progress import Reporter
 from forwardpass_training.recipes import RECIPES, find
-
-OK, FAILED, MISUSED, MISSED_GATE, STOPPED = 0, 1, 2, 3, 130
-
-RunArgument = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunsDir:
-    """Where runs are kept."""
-
-    runs_dir: Path = Path("runs")
-    """Folder of the run folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,21 +133,21 @@ def run_recipe(arguments: Sequence[str]) -> int:
         return _misused(f"run needs the name of a recipe first: {', '.join(RECIPES)}", asked=_asks_help(arguments))
     name, *settings = arguments
     default = Run(config=find(name)())
-    command = _parse(Run, f"run {name}", settings, default=default)
+    command = parse(Run, f"run {name}", settings, default=default)
     folder = run.start(command.config, command.runs_dir, command.surroundings())
     return _told(folder)
 
 
 def resume(arguments: Sequence[str]) -> int:
     """`resume RUN`"""
-    command = _parse(Resume, "resume", arguments)
+    command = parse(Resume, "resume", arguments)
     path = find_run(command.run, command.runs_dir, finished=False)
     return _told(run.resume(path, command.surroundings(), epochs=command.epochs))
 
 
 def evaluate(arguments: Sequence[str]) -> int:
     """`evaluate RUN`"""
-    command = _parse(Evaluate, "evaluate", arguments)
+    command = parse(Evaluate, "evaluate", arguments)
     folder, found = run.reevaluate(find_run(command.run, command.runs_dir), command.surroundings())
     return _print_metrics(found.metrics, folder.config().gates)
 
@@ -164,7 +156,7 @@ def export(arguments: Sequence[str]) -> int:
     """`export RUN`"""
     from forwardpass_training.export import export as export_to
 
-    command = _parse(Export, "export", arguments)
+    command = parse(Export, "export", arguments)
     path = find_run(command.run, command.runs_dir)
     print(export_to(run.exportable(path), command.out or path / "model.onnx"))
     return OK
@@ -174,7 +166,7 @@ def verify(arguments: Sequence[str]) -> int:
     """`verify RUN`"""
     from forwardpass_training.verify import parity
 
-    command = _parse(Verify, "verify", arguments)
+    command = parse(Verify, "verify", arguments)
     path = find_run(command.run, command.runs_dir)
     print(parity(command.file or path / "model.onnx", run.exportable(path)))
     return OK
@@ -184,7 +176,7 @@ def publish(arguments: Sequence[str]) -> int:
     """`publish RUN --repository DIR`"""
     from forwardpass_training.publish import publish as publish_to
 
-    command = _parse(Publish, "publish", arguments)
+    command = parse(Publish, "publish", arguments)
     path = find_run(command.run, command.runs_dir)
     version = publish_to(path, command.repository, model=command.model, force=command.force)
     print(f"{version.model} version {version.version}: {version.path}")
@@ -199,6 +191,9 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "export": export,
     "verify": verify,
     "publish": publish,
+    "optimise": finished.optimise,
+    "explain": finished.explain,
+    "attack": finished.attack,
 }
 
 
@@ -230,18 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("forwardpass-train: stopped", file=sys.stderr)
         return STOPPED
-
-
-Command = TypeVar("Command")
-
-
-def _parse(command: type[Command], name: str, arguments: Sequence[str], default: Command | None = None) -> Command:
-    """A command's arguments; tyro prints help or the mistake, and exits 0 or 2."""
-    options = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
-    prog = f"forwardpass-train {name}"
-    if default is None:
-        return tyro.cli(command, prog=prog, args=arguments, config=options)
-    return tyro.cli(command, prog=prog, args=arguments, config=options, default=default)
 
 
 def _told(folder: RunFolder) -> int:

@@ -14,6 +14,7 @@
     └── ShipError            between a trained network and a served version
         ├── ExportFailed       the network could not be written as ONNX
         ├── ParityFailed       the ONNX file and the network disagree; nothing is published
+        ├── AttackFailed       the artefact under attack cannot be asked
         ├── ChildFailed        work in a child process crashed, raised, or took too long
         └── PublishFailed      the version could not be put into the repository
 
@@ -75,6 +76,10 @@ class ExportFailed(ShipError):
 
 class ParityFailed(ShipError):
     """The ONNX file and the network disagree; nothing is published."""
+
+
+class AttackFailed(ShipError):
+    """The artefact under attack cannot be asked."""
 
 
 class ChildFailed(ShipError):

@@ -107,6 +107,9 @@ def _known_noise_muted() -> Iterator[None]:
         with warnings.catch_warnings():
             # NOTE torch 2.13 calls its own deprecated `isinstance(treespec, LeafSpec)` while copying
             warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)
+            # it names an axis of two inputs once, by the one name that both were given
+            once = r"# The axis name: (\w+) will not be used,.* another axis: \1\."
+            warnings.filterwarnings("ignore", once, UserWarning)
             yield
     finally:
         logger.removeFilter(keep)

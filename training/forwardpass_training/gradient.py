@@ -6,17 +6,18 @@ gets exported. The exporter has no counterpart for the backward operators of con
 writes them as the forward operators that they are.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch._decomp import core_aten_decompositions
 from torch.func import functional_call, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from forwardpass_training.errors import ExportFailed
-from forwardpass_training.exportable import Exportable
+from forwardpass_training.exportable import Exportable, Tensors
 from forwardpass_training.models.served import Activated
 
 aten = torch.ops.aten
@@ -95,6 +96,53 @@ class InputGradient(nn.Module):
 
     def _state(self) -> list[Tensor]:
         return [getattr(self, name) for name in self.names]
+
+
+class _Differentiable(nn.Module):
+    """given [batch, …], direction [batch, scores] → scores, gradient."""
+
+    def __init__(self, network: nn.Module, example: Tensor) -> None:
+        super().__init__()
+        self.gradient = InputGradient(network, example.float())
+
+    def forward(self, given: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        scores, gradient = self.gradient(given.float(), direction)
+        return scores, gradient
+
+
+def differentiable(exportable: Exportable) -> Exportable:
+    """A network's scores and their gradient along a direction that the caller gives, to be exported like any other.
+
+    Inputs are the network's own and `direction` [batch, scores]; outputs `scores` and `gradient`, shaped as the input.
+
+    Raises:
+        ExportFailed: there is no gradient to take.
+    """
+    network, _ = scored(exportable)
+    (example,) = exportable.examples(_TRACED_ROWS, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        width = network(example).shape[-1]
+
+    def examples(batch: int, generator: Generator) -> Tensors:
+        (given,) = exportable.examples(batch, generator)
+        return given, torch.randn(batch, width, generator=generator)
+
+    def reference(given: Tensor, direction: Tensor) -> Tensors:
+        x = given.float().requires_grad_()
+        with torch.enable_grad():
+            scores = network(x)
+            (gradient,) = torch.autograd.grad((scores * direction).sum(), x)
+        return scores.detach(), gradient
+
+    return dataclasses.replace(
+        exportable,
+        module=_Differentiable(network, example).eval().requires_grad_(False),
+        reference=reference,
+        input_names=(*exportable.input_names, "direction"),
+        output_names=("scores", "gradient"),
+        dynamic={**exportable.dynamic, "direction": {0: "batch"}},
+        examples=examples,
+    )
 
 
 def _convolution_backward(
