@@ -321,6 +321,7 @@ def main() -> int:
     args = parser.parse_args()
     priority = Priority.REALTIME if args.realtime else Priority.NONE
     bench = Bench(build_generators(args.loadgen), priority)
+    facts = machine.facts()
     began, figures, failed = time.monotonic(), list[Figure](), dict[str, str]()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forwardpass-bench-")))
@@ -337,7 +338,7 @@ def main() -> int:
             figures += measured
             sys.stderr.write(f"{name}: {len(measured)} figures, {time.monotonic() - began:.0f} s\n")
     result = {
-        **machine.facts(),
+        **facts,
         "command": " ".join(["bench.py", *sys.argv[1:]]),
         "realtime": args.realtime,
         "seconds": round(time.monotonic() - began),
