@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from forwardpass_server import config, logs
+from forwardpass_server import config, logs, memory
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.logs import event
 from forwardpass_server.seat import Place, Seat, place_in
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: config.ServerConfig, place: Place | None) -> int:
+    memory.share_one_arena(os.environ)
     single_thread.choose(os.environ)
     # Imported here, so that --help and a wrong flag are answered without ONNX Runtime's half second.
     from forwardpass_server.app import Server

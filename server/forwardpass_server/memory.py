@@ -1,14 +1,18 @@
 """Memory that large requests have freed goes back to the system.
 
-The C library keeps what was freed for its next allocation: for each of its arenas (one a thread, up to eight a core)
-the most that it ever held. A server that has unpacked a 64 MiB message in each of grpcio's threads so keeps hundreds of
-megabytes for ever, and its container needs a limit to match. `malloc_trim` gives all of it back. Measured (glibc 2.36,
-two cores): 0.1 ms where there is nothing to give, 5 to 17 ms after 64 MiB messages.
+The C library keeps what was freed for its next allocation, and as many heaps ("arenas") beside each other as it sees
+threads allocate at once, up to eight a core. A server that has unpacked a 64 MiB message in each of grpcio's threads so
+keeps hundreds of megabytes for ever, and its container needs a limit to match. Two cures, measured with glibc 2.36:
+
+One arena. Callers who leave while they send 20 MB, 480 of them: from 100 to 166 MiB and up to 219 with the default (a
+stock grpcio server: from 35 to 199), 100 MiB with one. A call costs as much CPU as before, of 40 bytes or of 640 KB.
+
+Giving back, by `malloc_trim`, while nobody is served: 0.1 ms when there is nothing to give, 5 to 17 ms after 64 MiB.
 """
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 GROWTH_SHARE = 0.02
@@ -18,6 +22,25 @@ LOOKS_BETWEEN = 4
 being let go of, or a message unpacked of which no call was made yet."""
 
 _STATM = Path("/proc/self/statm")
+_M_ARENA_MAX = -8
+"""`mallopt`'s name for it, from glibc's malloc.h."""
+
+
+def share_one_arena(environment: Mapping[str, str]) -> bool:
+    """Let all threads of this process allocate from one arena. Call it before there are any.
+
+    Args:
+        environment: `MALLOC_ARENA_MAX` in it is somebody's own choice, and stays.
+
+    Returns:
+        Whether it is so now; False where the C library has no arenas (musl, macOS).
+    """
+    if "MALLOC_ARENA_MAX" in environment:
+        return False
+    try:
+        return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1))
+    except (OSError, AttributeError):
+        return False
 
 
 def resident_bytes() -> int:

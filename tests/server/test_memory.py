@@ -1,5 +1,11 @@
 """Free memory goes back to the system, and only when that disturbs nobody."""
 
+import platform
+import subprocess
+import sys
+
+import pytest
+
 from forwardpass_server import memory
 
 
@@ -57,3 +63,34 @@ def test_this_process_has_a_size_and_can_be_trimmed_where_the_library_can() -> N
     assert memory.resident_bytes() > 1 << 20
     trim = memory.trimmer()
     assert trim is None or trim() in (0, 1)
+
+
+ARENAS = """
+import ctypes, os, threading
+from forwardpass_server import memory
+
+print(memory.share_one_arena(os.environ), flush=True)
+libc = ctypes.CDLL(None)
+together = threading.Barrier(4)
+
+def allocate():
+    together.wait()
+    for _ in range(200):
+        libc.free(ctypes.c_void_p(libc.malloc(5000)))
+    together.wait()
+
+libc.malloc.restype = ctypes.c_void_p
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are glibc's")
+@pytest.mark.parametrize(("environment", "said"), [({}, "True"), ({"MALLOC_ARENA_MAX": "2"}, "False")])
+def test_threads_share_one_arena_unless_somebody_chose_otherwise(environment: dict[str, str], said: str) -> None:
+    run = subprocess.run([sys.executable, "-c", ARENAS], capture_output=True, text=True, check=True, env=environment)
+    assert run.stdout.splitlines()[0] == said
+    assert run.stdout.count("<heap nr=") == (1 if said == "True" else 2)
