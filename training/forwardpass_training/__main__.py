@@ -4,12 +4,10 @@
     run RECIPE [--epochs …]     train into a new run folder; `run RECIPE --help` shows every setting
     resume RUN [--epochs …]     go on with a stopped run, or train a finished one further
     evaluate RUN                held-out metrics of a run's checkpoint
+    report RUN                  its report.html, written anew
     export RUN [--out FILE]     write it as ONNX
     verify RUN [--file FILE]    compare the ONNX file with the network
     publish RUN --repository DIR   export, prove, and add the next version to a model repository
-    optimise RUN                try smaller and faster forms of it: int8, fp16; publish one that passes
-    explain RUN                 export a graph that answers and says why, and publish it beside the model
-    attack RUN                  accuracy under adversarial attack, of a file or of a running server
 
 RUN is a run folder, or the name of a recipe, which means its newest finished run below --runs-dir.
 Results go to stdout, progress to stderr. Exit codes: 0 done; 1 an error, said in one message; 2 wrong usage;
@@ -19,17 +17,16 @@ Results go to stdout, progress to stderr. Exit codes: 0 done; 1 an error, said i
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from inspect import getdoc
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 import tyro
 
-from forwardpass_training import finished, run
-from forwardpass_training.arguments import FAILED, MISSED_GATE, MISUSED, OK, STOPPED, RunArgument, RunsDir, parse
+from forwardpass_training import run
 from forwardpass_training.config import Gate, RunConfig
 from forwardpass_training.data import DataStore
 from forwardpass_training.device import DeviceName
@@ -37,6 +34,19 @@ from forwardpass_training.errors import Interrupted, TrainingError
 from forwardpass_training.folder import RunFolder, find_run
 from forwardpass_training.progress import Reporter
 from forwardpass_training.recipes import RECIPES, find
+from forwardpass_training.tracking import TRACKERS, NoTracker, TrackerName
+
+OK, FAILED, MISUSED, MISSED_GATE, STOPPED = 0, 1, 2, 3, 130
+
+RunArgument = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsDir:
+    """Where runs are kept."""
+
+    runs_dir: Path = Path("runs")
+    """Folder of the run folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +68,27 @@ class Machine(RunsDir):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Machine):
+class Tracked(Machine):
+    """Where to follow a run, beside its folder."""
+
+    track: TrackerName | None = None
+    """tensorboard: event files in the run folder. mlflow: the server at MLFLOW_TRACKING_URI. None: nowhere."""
+
+    def surroundings(self) -> run.Surroundings:
+        """See `Machine.surroundings`."""
+        tracker = TRACKERS[self.track]() if self.track else NoTracker()
+        return replace(super().surroundings(), tracker=tracker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Tracked):
     """Train a recipe into a new run folder."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume(Machine):
+class Resume(Tracked):
     """Go on with a stopped run, or train a finished one further."""
 
     run: RunArgument
@@ -77,6 +100,14 @@ class Resume(Machine):
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Machine):
     """Held-out metrics of a run's checkpoint."""
+
+    run: RunArgument
+    """A run folder, or a recipe: its newest finished run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Machine):
+    """Write the report of a finished run anew."""
 
     run: RunArgument
     """A run folder, or a recipe: its newest finished run."""
@@ -133,30 +164,37 @@ def run_recipe(arguments: Sequence[str]) -> int:
         return _misused(f"run needs the name of a recipe first: {', '.join(RECIPES)}", asked=_asks_help(arguments))
     name, *settings = arguments
     default = Run(config=find(name)())
-    command = parse(Run, f"run {name}", settings, default=default)
+    command = _parse(Run, f"run {name}", settings, default=default)
     folder = run.start(command.config, command.runs_dir, command.surroundings())
     return _told(folder)
 
 
 def resume(arguments: Sequence[str]) -> int:
     """`resume RUN`"""
-    command = parse(Resume, "resume", arguments)
+    command = _parse(Resume, "resume", arguments)
     path = find_run(command.run, command.runs_dir, finished=False)
     return _told(run.resume(path, command.surroundings(), epochs=command.epochs))
 
 
 def evaluate(arguments: Sequence[str]) -> int:
     """`evaluate RUN`"""
-    command = parse(Evaluate, "evaluate", arguments)
+    command = _parse(Evaluate, "evaluate", arguments)
     folder, found = run.reevaluate(find_run(command.run, command.runs_dir), command.surroundings())
     return _print_metrics(found.metrics, folder.config().gates)
+
+
+def report(arguments: Sequence[str]) -> int:
+    """`report RUN`"""
+    command = _parse(Report, "report", arguments)
+    print(run.look_again(find_run(command.run, command.runs_dir), command.surroundings()))
+    return OK
 
 
 def export(arguments: Sequence[str]) -> int:
     """`export RUN`"""
     from forwardpass_training.export import export as export_to
 
-    command = parse(Export, "export", arguments)
+    command = _parse(Export, "export", arguments)
     path = find_run(command.run, command.runs_dir)
     print(export_to(run.exportable(path), command.out or path / "model.onnx"))
     return OK
@@ -166,7 +204,7 @@ def verify(arguments: Sequence[str]) -> int:
     """`verify RUN`"""
     from forwardpass_training.verify import parity
 
-    command = parse(Verify, "verify", arguments)
+    command = _parse(Verify, "verify", arguments)
     path = find_run(command.run, command.runs_dir)
     print(parity(command.file or path / "model.onnx", run.exportable(path)))
     return OK
@@ -176,7 +214,7 @@ def publish(arguments: Sequence[str]) -> int:
     """`publish RUN --repository DIR`"""
     from forwardpass_training.publish import publish as publish_to
 
-    command = parse(Publish, "publish", arguments)
+    command = _parse(Publish, "publish", arguments)
     path = find_run(command.run, command.runs_dir)
     version = publish_to(path, command.repository, model=command.model, force=command.force)
     print(f"{version.model} version {version.version}: {version.path}")
@@ -188,12 +226,10 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "run": run_recipe,
     "resume": resume,
     "evaluate": evaluate,
+    "report": report,
     "export": export,
     "verify": verify,
     "publish": publish,
-    "optimise": finished.optimise,
-    "explain": finished.explain,
-    "attack": finished.attack,
 }
 
 
@@ -225,6 +261,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("forwardpass-train: stopped", file=sys.stderr)
         return STOPPED
+
+
+Command = TypeVar("Command")
+
+
+def _parse(command: type[Command], name: str, arguments: Sequence[str], default: Command | None = None) -> Command:
+    """A command's arguments; tyro prints help or the mistake, and exits 0 or 2."""
+    options = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    prog = f"forwardpass-train {name}"
+    if default is None:
+        return tyro.cli(command, prog=prog, args=arguments, config=options)
+    return tyro.cli(command, prog=prog, args=arguments, config=options, default=default)
 
 
 def _told(folder: RunFolder) -> int:

@@ -27,7 +27,9 @@ from forwardpass_training.folder import RunFolder
 from forwardpass_training.models import CharLstm, served
 from forwardpass_training.progress import Reporter, is_told
 from forwardpass_training.reference_statistics import STATISTICS_FILE
+from forwardpass_training.report.words import settings_of
 from forwardpass_training.task import Task
+from forwardpass_training.tracking import NoTracker, Tracker, tracked
 from forwardpass_training.train import steps_per_epoch, train
 
 PROMPT_CHARACTERS = 40
@@ -48,6 +50,7 @@ class Surroundings:
     device: DeviceName = "auto"
     threads: int | None = None
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
+    tracker: Tracker = field(default_factory=NoTracker)
 
 
 def start(config: RunConfig, runs_dir: Path, surroundings: Surroundings) -> RunFolder:
@@ -170,7 +173,21 @@ def exportable(path: Path, store: DataStore | None = None) -> Exportable:
 def _train_and_record(
     folder: RunFolder, config: RunConfig, dataset: Dataset, state: Checkpoint | None, surroundings: Surroundings
 ) -> None:
-    """Train, keeping a checkpoint after every epoch; then write metrics and pictures."""
+    """Train, keeping a checkpoint after every epoch; then write metrics, pictures and the report."""
+    with tracked(surroundings.tracker, folder.path, config.name, settings_of(to_json(config))) as tracker:
+        network, latest, device = _train(folder, config, dataset, state, surroundings)
+        held_out = _record(folder, config, dataset, network, latest, device)
+        tracker.finish(held_out.metrics, folder.path / report.REPORT_FILE)
+
+
+def _train(
+    folder: RunFolder, config: RunConfig, dataset: Dataset, state: Checkpoint | None, surroundings: Surroundings
+) -> tuple[nn.Module, Checkpoint, torch.device]:
+    """The network, the state it ended in, and where it is.
+
+    Raises:
+        Interrupted: with the command that resumes.
+    """
     reporter = surroundings.reporter
     make_repeatable(_threads(config, surroundings))
     device = choose(surroundings.device)
@@ -181,8 +198,10 @@ def _train_and_record(
         nonlocal latest
         checkpoint.save(now, folder.checkpoint)
         latest = now
-        if now.history and is_told(now.epochs, config.epochs):
-            reporter.line(_epoch_line(config, now))
+        if now.history:
+            surroundings.tracker.epoch(now.epochs, now.history[-1])
+            if is_told(now.epochs, config.epochs):
+                reporter.line(_epoch_line(config, now))
 
     done = state.epochs if state else 0
     try:
@@ -201,7 +220,7 @@ def _train_and_record(
             f"stopped; {finished} of {config.epochs} epochs are kept\nresume: forwardpass-train resume {folder.path}"
         ) from exc
     assert latest is not None
-    _record(folder, config, dataset, network, latest, device)
+    return network, latest, device
 
 
 def _record(
@@ -211,7 +230,7 @@ def _record(
     network: nn.Module,
     state: Checkpoint,
     device: torch.device,
-) -> None:
+) -> Evaluation:
     held_out = _judged(config, network, dataset, state.epochs)
     headline = HEADLINE[config.task].replace("_", " ")
     report.save_curves(
@@ -242,6 +261,7 @@ def _record(
     }
     folder.write_json("metrics.json", values)  # a folder that has it is a finished run
     report.write(folder, config, dataset, network, held_out)
+    return held_out
 
 
 def _judged(config: RunConfig, network: nn.Module, dataset: Dataset, epochs: int) -> Evaluation:

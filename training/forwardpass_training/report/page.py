@@ -88,7 +88,7 @@ def _view(folder: RunFolder) -> Values:
             for name, value in metrics["held_out"].items()
         ],
         "duration": words.duration(metrics["train_s"]),
-        "settings": list(_flat(config)),
+        "settings": words.settings_of(config),
         "curves": _curves(metrics, task, headline),
         "classes": _classes(metrics["confusion"], found.get("labels")),
         "confusion": _confusion(metrics["confusion"], found.get("labels")),
@@ -101,25 +101,6 @@ def _view(folder: RunFolder) -> Values:
 def _optional(folder: RunFolder, name: str) -> Values | None:
     found: Values | None = folder.read_json(name) if (folder.path / name).is_file() else None
     return found
-
-
-def _flat(config: Values, path: str = "") -> Any:
-    """(`model.hidden`, value) of every setting; `kind` says what a nested config is."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield path + key, value.get("kind", "")
-            yield from _flat(value, f"{path}{key}.")
-        elif key not in ("kind", "gates"):
-            yield path + key, "–" if value is None else _setting(value)
-
-
-def _setting(value: Any) -> str:
-    """A list of configs as its values, without their kinds."""
-    if isinstance(value, list):
-        return ", ".join(_setting(each) for each in value) or "–"
-    if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_setting(each)}" for key, each in value.items() if key != "kind") + ")"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _curves(metrics: Values, task: str, headline: str) -> list[tuple[str, Markup]]:

@@ -1,5 +1,6 @@
 """What each metric is called and means, for people; and numbers as people write them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 METRICS: dict[str, tuple[str, str]] = {
@@ -58,6 +59,26 @@ def figure(value: float) -> str:
 def percent(share: float) -> str:
     """A share as 98.3 %, the sign never on a line of its own."""
     return f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def settings_of(config: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Each setting of a config's JSON as a line: `model.hidden` → `128`. Of a nested config, its kind."""
+    lines: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            lines |= {path + key: value.get("kind", ""), **settings_of(value, f"{path}{key}.")}
+        elif key not in ("kind", "gates"):
+            lines[path + key] = _setting(value)
+    return lines
+
+
+def _setting(value: Any) -> str:
+    """A list of configs as their values, without their kinds."""
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value)) or "–"
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_setting(each)}" for key, each in value.items() if key != "kind") + ")"
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:
