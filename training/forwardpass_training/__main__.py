@@ -2,18 +2,25 @@
 
     list                        the recipes, with what each must reach
     run RECIPE [--epochs …]     train into a new run folder; `run RECIPE --help` shows every setting
+    sweep RECIPE [--minutes …]  search its settings, and train the best into a run folder
     resume RUN [--epochs …]     go on with a stopped run, or train a finished one further
     evaluate RUN                held-out metrics of a run's checkpoint
     report RUN                  its report.html, written anew
     export RUN [--out FILE]     write it as ONNX
     verify RUN [--file FILE]    compare the ONNX file with the network
     publish RUN --repository DIR   export, prove, and add the next version to a model repository
+    optimise RUN                try smaller and faster forms of it: int8, fp16; publish one that passes
+    explain RUN                 export a graph that answers and says why, and publish it beside the model
+    attack RUN                  accuracy under adversarial attack, of a file or of a running server
+    retrain MODEL --repository DIR   train the serving version anew, and publish if it is not worse
 
-RUN is a run folder, or the name of a recipe, which means its newest finished run below --runs-dir.
+RECIPE is a name of `list`, or `module:function` of yours. RUN is a run folder, or the name of a recipe, which means its
+newest finished run below --runs-dir.
 Results go to stdout, progress to stderr. Exit codes: 0 done; 1 an error, said in one message; 2 wrong usage;
 3 done, but a held-out metric misses its bound; 130 stopped, and resumable.
 """
 
+import argparse
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +29,12 @@ from difflib import get_close_matches
 from inspect import getdoc
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, NoReturn
 
 import tyro
 
-from forwardpass_training import run
+from forwardpass_training import finished, run
+from forwardpass_training.arguments import FAILED, MISSED_GATE, MISUSED, OK, STOPPED, RunArgument, RunsDir, parse
 from forwardpass_training.config import Gate, RunConfig
 from forwardpass_training.data import DataStore
 from forwardpass_training.device import DeviceName
@@ -36,18 +44,6 @@ from forwardpass_training.progress import Reporter
 from forwardpass_training.recipes import RECIPES, find
 from forwardpass_training.tracking import TRACKERS, NoTracker, TrackerName
 
-OK, FAILED, MISUSED, MISSED_GATE, STOPPED = 0, 1, 2, 3, 130
-
-RunArgument = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunsDir:
-    """Where runs are kept."""
-
-    runs_dir: Path = Path("runs")
-    """Folder of the run folders."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Machine(RunsDir):
@@ -56,7 +52,7 @@ class Machine(RunsDir):
     device: DeviceName = "auto"
     """auto: CUDA where there is a GPU, else the CPU."""
     threads: int | None = None
-    """Threads on the CPU; None: one a core."""
+    """Threads on the CPU; None: one for a small network, else one a core."""
     quiet: bool = False
     """No progress; errors and results only."""
 
@@ -84,6 +80,32 @@ class Tracked(Machine):
 class Run(Tracked):
     """Train a recipe into a new run folder."""
 
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Machine):
+    """Search the settings of a recipe, and train the best into a run folder. A stopped sweep goes on."""
+
+    trials: int = 30
+    """Trials in all, those of earlier calls included."""
+    minutes: float = 10.0
+    """Begin no trial after so long."""
+    search: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUES")] = ()
+    """What to search: learning_rate=1e-4..1e-1, or batch_size=16,32,64; nothing: rate, schedule, decay and batch."""
+    folder: Path | None = None
+    """Folder of the sweep; None: sweep-<recipe> in --runs-dir."""
+    publish: Path | None = None
+    """Publish the best run into this model repository."""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain(Machine):
+    """Train the serving version anew, with other data or settings, and publish if it is not worse."""
+
+    repository: Path
+    """The model repository."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
 
 
@@ -154,7 +176,8 @@ def list_recipes(arguments: Sequence[str]) -> int:
     for name, recipe in RECIPES.items():
         config = recipe()
         print(f"{name}\n    {(getdoc(recipe) or '').splitlines()[0]}")
-        print(f"    {config.epochs} epochs; must reach {', '.join(map(str, config.gates))} on held-out data")
+        bounds = ", ".join(map(str, config.gates))
+        print(f"    {config.epochs} epochs; " + (f"must reach {bounds} on held-out data" if bounds else "no bound"))
     return OK
 
 
@@ -164,28 +187,78 @@ def run_recipe(arguments: Sequence[str]) -> int:
         return _misused(f"run needs the name of a recipe first: {', '.join(RECIPES)}", asked=_asks_help(arguments))
     name, *settings = arguments
     default = Run(config=find(name)())
-    command = _parse(Run, f"run {name}", settings, default=default)
+    command = parse(Run, f"run {name}", settings, default=default)
     folder = run.start(command.config, command.runs_dir, command.surroundings())
     return _told(folder)
 
 
+def sweep(arguments: Sequence[str]) -> int:
+    """`sweep RECIPE [settings]`"""
+    from forwardpass_training.sweep import Sweep as Search
+    from forwardpass_training.sweep import default_space, parse_space
+
+    if not arguments or arguments[0].startswith("-"):
+        return _misused(f"sweep needs the name of a recipe first: {', '.join(RECIPES)}", asked=_asks_help(arguments))
+    name, *settings = arguments
+    command = parse(Sweep, f"sweep {name}", settings, default=Sweep(config=find(name)()))
+    config, surroundings = command.config, command.surroundings()
+    space = parse_space(command.search, config) or default_space(config)
+    search = Search(command.folder or command.runs_dir / f"sweep-{config.name}", config, space)
+    best = search.run(
+        trials=command.trials,
+        seconds=command.minutes * 60,
+        surroundings=surroundings,
+        told=surroundings.reporter.line,
+    )
+    print(search.table())
+    print(f"sweep folder  {search.folder}")
+    folder = run.start(search.best_config(best), command.runs_dir, surroundings)
+    code = _told(folder)
+    if command.publish:
+        _publish(folder.path, command.publish)
+    return code
+
+
+def retrain(arguments: Sequence[str]) -> int:
+    """`retrain MODEL --repository DIR [settings]`"""
+    from forwardpass_training.retrain import last_config
+    from forwardpass_training.retrain import retrain as retrain_into
+
+    if not arguments or arguments[0].startswith("-"):
+        return _misused("retrain needs the name of a model first", asked=_asks_help(arguments))
+    model, *settings = arguments
+    repository = argparse.ArgumentParser(prog="forwardpass-train retrain", add_help=False, allow_abbrev=False)
+    repository.add_argument("--repository", type=Path, required=True)
+    root = repository.parse_known_args(settings)[0].repository
+    serving, config = last_config(root, model)
+    command = parse(Retrain, f"retrain {model}", settings, default=Retrain(repository=root, config=config))
+    verdict = retrain_into(serving, command.config, root, command.runs_dir, command.surroundings())
+    print("\n".join(verdict.reasons))
+    print(f"run folder  {verdict.run_folder}")
+    if verdict.published is None:
+        print(f"nothing is published; version {serving.version} of {model} goes on serving")
+        return MISSED_GATE
+    print(f"{model} version {verdict.published.version}: {verdict.published.path}")
+    return OK
+
+
 def resume(arguments: Sequence[str]) -> int:
     """`resume RUN`"""
-    command = _parse(Resume, "resume", arguments)
+    command = parse(Resume, "resume", arguments)
     path = find_run(command.run, command.runs_dir, finished=False)
     return _told(run.resume(path, command.surroundings(), epochs=command.epochs))
 
 
 def evaluate(arguments: Sequence[str]) -> int:
     """`evaluate RUN`"""
-    command = _parse(Evaluate, "evaluate", arguments)
+    command = parse(Evaluate, "evaluate", arguments)
     folder, found = run.reevaluate(find_run(command.run, command.runs_dir), command.surroundings())
     return _print_metrics(found.metrics, folder.config().gates)
 
 
 def report(arguments: Sequence[str]) -> int:
     """`report RUN`"""
-    command = _parse(Report, "report", arguments)
+    command = parse(Report, "report", arguments)
     print(run.look_again(find_run(command.run, command.runs_dir), command.surroundings()))
     return OK
 
@@ -194,7 +267,7 @@ def export(arguments: Sequence[str]) -> int:
     """`export RUN`"""
     from forwardpass_training.export import export as export_to
 
-    command = _parse(Export, "export", arguments)
+    command = parse(Export, "export", arguments)
     path = find_run(command.run, command.runs_dir)
     print(export_to(run.exportable(path), command.out or path / "model.onnx"))
     return OK
@@ -204,7 +277,7 @@ def verify(arguments: Sequence[str]) -> int:
     """`verify RUN`"""
     from forwardpass_training.verify import parity
 
-    command = _parse(Verify, "verify", arguments)
+    command = parse(Verify, "verify", arguments)
     path = find_run(command.run, command.runs_dir)
     print(parity(command.file or path / "model.onnx", run.exportable(path)))
     return OK
@@ -212,24 +285,33 @@ def verify(arguments: Sequence[str]) -> int:
 
 def publish(arguments: Sequence[str]) -> int:
     """`publish RUN --repository DIR`"""
+    command = parse(Publish, "publish", arguments)
+    path = find_run(command.run, command.runs_dir)
+    _publish(path, command.repository, model=command.model, force=command.force)
+    return OK
+
+
+def _publish(run_folder: Path, root: Path, *, model: str | None = None, force: bool = False) -> None:
     from forwardpass_training.publish import publish as publish_to
 
-    command = _parse(Publish, "publish", arguments)
-    path = find_run(command.run, command.runs_dir)
-    version = publish_to(path, command.repository, model=command.model, force=command.force)
+    version = publish_to(run_folder, root, model=model, force=force)
     print(f"{version.model} version {version.version}: {version.path}")
-    return OK
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "list": list_recipes,
     "run": run_recipe,
+    "sweep": sweep,
+    "retrain": retrain,
     "resume": resume,
     "evaluate": evaluate,
     "report": report,
     "export": export,
     "verify": verify,
     "publish": publish,
+    "optimise": finished.optimise,
+    "explain": finished.explain,
+    "attack": finished.attack,
 }
 
 
@@ -261,18 +343,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("forwardpass-train: stopped", file=sys.stderr)
         return STOPPED
-
-
-Command = TypeVar("Command")
-
-
-def _parse(command: type[Command], name: str, arguments: Sequence[str], default: Command | None = None) -> Command:
-    """A command's arguments; tyro prints help or the mistake, and exits 0 or 2."""
-    options = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
-    prog = f"forwardpass-train {name}"
-    if default is None:
-        return tyro.cli(command, prog=prog, args=arguments, config=options)
-    return tyro.cli(command, prog=prog, args=arguments, config=options, default=default)
 
 
 def _told(folder: RunFolder) -> int:
