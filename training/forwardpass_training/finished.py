@@ -37,8 +37,8 @@ class OnRun(RunsDir):
 class Optimise(OnRun):
     """Try smaller and faster forms of a run's network: int8, fp16, folded and fused graphs."""
 
-    variants: tuple[str, ...] | None = None
-    """Which; None: all."""
+    variants: tuple[str, ...] = ()
+    """Which; nothing: all."""
     gates: Annotated[VariantGates, tyro.conf.arg(name="")] = VariantGates()  # noqa: RUF009  frozen
     publish: str | None = None
     """Publish this variant, if it passes."""
@@ -84,10 +84,10 @@ def optimise(arguments: Sequence[str]) -> int:
     command = parse(Optimise, "optimise", arguments)
     if (command.publish is None) != (command.repository is None):
         raise BadSetting("publishing takes both --publish VARIANT and --repository DIR")
-    if command.publish and command.variants is not None and command.publish not in command.variants:
+    if command.publish and command.variants and command.publish not in command.variants:
         raise BadSetting(f"--publish {command.publish} is not among --variants {' '.join(command.variants)}")
     path, reporter = command.path(), Reporter(quiet=command.quiet)
-    found = try_all(path, variants=command.variants, gates=command.gates, told=reporter.line)
+    found = try_all(path, variants=command.variants or None, gates=command.gates, told=reporter.line)
     console = _console()
     print_table(found, console)
     if command.publish and command.repository:

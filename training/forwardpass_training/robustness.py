@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forwardpass_training import device, run
+from forwardpass_training import device, report, run
 from forwardpass_training.adversary import white_of
 from forwardpass_training.attack import Ball, Target
 from forwardpass_training.attack_settings import AttackSettings
@@ -137,6 +137,7 @@ def attack(
             agreement=float((scores.argmax(axis=1) == found.answered).mean()),
         )
     folder.write_json(ROBUSTNESS_FILE, robustness.to_json())
+    report.draw(folder)
     return robustness
 
 
