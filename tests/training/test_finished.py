@@ -60,6 +60,7 @@ def test_attack_prints_the_curve_and_holds_it_against_the_bound(
     out = capsys.readouterr().out
     assert "digits_cnn: accuracy under attack" in out
     assert "MISSED: 0.9 at epsilon 0.3" in out
+    assert (digits_run / "robustness.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_bound_that_is_met_ends_well(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

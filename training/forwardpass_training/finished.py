@@ -15,6 +15,7 @@ from forwardpass_training.folder import find_run
 from forwardpass_training.progress import Reporter
 from forwardpass_training.variant_gates import VariantGates
 
+PICTURE_FILE = "robustness.png"
 TABLE_WIDTH = 150
 """Columns of a table that goes into a file; on a terminal, the terminal's."""
 
@@ -116,18 +117,20 @@ def explain(arguments: Sequence[str]) -> int:
 def attack(arguments: Sequence[str]) -> int:
     """`attack RUN`"""
     from forwardpass_training.robustness import attack as assault
+    from forwardpass_training.robustness_plot import save_robustness
     from forwardpass_training.robustness_table import print_table
 
     command = parse(Attack, "attack", arguments)
-    reporter = Reporter(quiet=command.quiet)
+    path, reporter = command.path(), Reporter(quiet=command.quiet)
     found = assault(
-        command.path(),
+        path,
         settings=command.settings,
         file=command.file,
         server=command.server,
         model=command.model,
         told=reporter.line,
     )
+    save_robustness(found, path / PICTURE_FILE)
     console = _console()
     print_table(found, console)
     if command.at_least is None:
