@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from rich.console import Console
 from forwardpass_training import run
 from forwardpass_training.bench import Bench
 from forwardpass_training.data import Dataset, Provenance, Split
-from forwardpass_training.errors import BadSetting, PublishFailed
+from forwardpass_training.errors import BadSetting, ChildFailed, PublishFailed
 from forwardpass_training.exportable import Exportable
 from forwardpass_training.optimise import OPTIMISE_FILE, Optimisation, optimise, publish_variant
 from forwardpass_training.optimise_table import print_table
@@ -138,6 +139,27 @@ def test_the_table_says_each_variant_s_verdict_and_reason(found: Optimisation) -
     assert "refused" in dynamic
     assert "int8_dynamic: answers depend on batch-mates" in text
     assert f"accuracy of {found.held_out} held out" in text
+
+
+def test_a_variant_that_answers_nan_is_refused_and_its_file_removed(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Split(torch.zeros(4, 8, 8, dtype=torch.uint8), torch.arange(4))
+    dataset = Dataset(rows, rows, Provenance("made up", {}, ""), labels=tuple("0123456789"))
+    kept = tmp_path / "kept"
+    bench = Bench(network("cnn"), dataset, "multiclass", VariantGates(), kept=kept, scratch=tmp_path)
+    baseline = bench.measure("fp32", None)
+
+    def overflow(self: Bench, variant: str, target: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        target.write_bytes(b"")
+        return {}, {"held_out/probabilities": np.array([[0.5, np.nan], [np.inf, 0.5]])}
+
+    monkeypatch.setattr(Bench, "_build_and_try", overflow)
+    refused = bench.measure("fp16", baseline)
+    assert refused.refused == ("2 of 4 answers to held-out inputs are not finite",)
+    assert [path.name for path in kept.iterdir()] == ["fp32.onnx"]
+    with pytest.raises(ChildFailed, match="float32 itself"):
+        bench.measure("fp32", None)
 
 
 def test_a_variant_that_crashes_the_loader_is_refused_by_its_signal(network: Network, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Bench:
         """Build one variant, try it, and hold it against the gates; without a baseline it is the baseline.
 
         Raises:
-            ChildFailed: the baseline itself does not run.
+            ChildFailed: the baseline itself does not run, or answers NaN.
         """
         target = self._kept / f"{variant}.onnx"
         target.unlink(missing_ok=True)
@@ -80,7 +80,14 @@ class Bench:
             if baseline is None:
                 raise
             return Measured(variant=variant, says=says, refused=(str(exc),))
-        metrics = quality(self._task, answered[f"held_out/{self._exportable.output_names[0]}"], self._targets)
+        answers = answered[f"held_out/{self._exportable.output_names[0]}"]
+        if wild := np.count_nonzero(~np.isfinite(answers)):
+            target.unlink()
+            reason = f"{wild:,} of {answers.size:,} answers to held-out inputs are not finite"
+            if baseline is None:
+                raise ChildFailed(f"float32 itself: {reason}")
+            return Measured(variant=variant, says=says, refused=(reason,))
+        metrics = quality(self._task, answers, self._targets)
         _write_metrics(target, metrics)
         measured = Measured(
             variant=variant,

@@ -20,7 +20,7 @@ def print_table(found: Robustness, console: Console) -> None:
     settings = found.settings
     console.print(
         f"{', '.join(f'{key} {value}' for key, value in found.artefact.items())}; {found.rows:,} held-out rows; "
-        f"{settings.steps} steps from {settings.restarts} starts, {settings.queries} queries of square; "
+        f"{settings.steps} steps, {settings.restarts} random starts, {settings.queries} queries of square; "
         f"{sum(found.seconds.values()):.0f} s on one thread of {found.machine['processor']}",
         markup=False,
         soft_wrap=True,
