@@ -258,14 +258,14 @@ class ServerProcess:
 
     def wait_until_idle(self) -> None:
         """Wait until nothing is in flight, nothing is queued, and every call that began has ended once."""
-        page = self.page()
+        busy: dict[str, float] = {}
 
         def idle() -> bool:
-            nonlocal page
-            page = self.page()
-            return not page.busy()
+            nonlocal busy
+            busy = self.page().busy()
+            return not busy
 
-        wait_until(idle, "idle", lambda: page.busy())
+        wait_until(idle, "idle", lambda: busy)
 
 
 class Page:

@@ -44,15 +44,16 @@ def answered_right(pending: list[Pending]) -> None:
 def test_64_requests_in_flight_are_all_answered_after_sigterm(
     small_repository: Path, start: Start, remember: object, rows: str
 ) -> None:
-    # One by one 64 slow requests would take half a minute; then they are short ones.
-    turns = A_WHILE // 16 if rows == "1" else A_WHILE
     server = start(small_repository, "--max-batch-size", rows)
     with Caller(server.target, remember) as caller:  # type: ignore[arg-type]
-        pending = [caller.begin(ask("slow", trips(turns + number)), timeout_s=60.0) for number in range(64)]
+        # One that takes long enough for the others to come in behind it.
+        turns = [4 * A_WHILE, *range(1000, 1063)]
+        pending = [caller.begin(ask("slow", trips(turns[0])), timeout_s=60.0)]
+        wait_until(lambda: server.total(IN_FLIGHT) == 1, "the first is in flight")
+        pending += [caller.begin(ask("slow", trips(each)), timeout_s=60.0) for each in turns[1:]]
         wait_until(lambda: server.total(IN_FLIGHT) == 64, "64 requests in flight")
         server.terminate()
-        for number, each in enumerate(pending):
-            assert ok(each.outcome())["y"].array.tolist() == [[turns + number]]
+        assert [ok(each.outcome())["y"].array.tolist() for each in pending] == [[[each]] for each in turns]
     assert server.wait() == 0
     server.assert_clean_log()
 
@@ -287,12 +288,23 @@ def alone_only() -> onnx.ModelProto:
 
 
 @pytest.mark.case("add", "failing warm-up", "not READY; the others serve")
-def test_a_model_that_fails_its_warm_up_never_becomes_ready(tmp_path: Path, start: Start) -> None:
+def test_a_model_that_cannot_run_its_own_example_never_becomes_ready(tmp_path: Path, start: Start) -> None:
+    x = np.ones((2, 2), np.float32)
     models.publish(tmp_path / "models", "identity_fp32", models.identity(TensorProto.FLOAT))
-    models.publish(tmp_path / "models", "failing", alone_only())
+    models.publish(tmp_path / "models", "failing", alone_only().SerializeToString(), example=(x, x))
     server = start(tmp_path / "models")
     ok(server.valid_request())
-    refused(server.caller.infer(ask("failing", tensor("x", VALID[:, :2]))), grpc.StatusCode.UNAVAILABLE, "failing")
+    refused(server.caller.infer(ask("failing", tensor("x", x))), grpc.StatusCode.UNAVAILABLE, "failing")
+    server.stop()
+
+
+@pytest.mark.case("add", "a model that runs rows alone only", "served one row at a time")
+def test_a_model_that_fails_with_several_rows_is_served_row_by_row(tmp_path: Path, start: Start) -> None:
+    models.publish(tmp_path / "models", "identity_fp32", models.identity(TensorProto.FLOAT))
+    models.publish(tmp_path / "models", "alone", alone_only())
+    server = start(tmp_path / "models")
+    pending = [server.caller.begin(ask("alone", tensor("x", np.full((1, 2), n, np.float32)))) for n in range(50)]
+    assert [ok(each.outcome())["y"].array.tolist() for each in pending] == [[[n, n]] for n in range(50)]
     server.stop()
 
 

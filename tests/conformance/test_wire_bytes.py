@@ -60,9 +60,9 @@ def test_bytes_that_are_no_message_are_refused(server: ServerProcess, caller: Ca
 
 @case_broken
 @pytest.mark.parametrize("body", NO_MESSAGES.values(), ids=NO_MESSAGES)
-@pytest.mark.parametrize("rpc", ["ServerLive", "ServerReady", "ServerMetadata", "RepositoryIndex", "ModelConfig"])
-def test_bytes_that_are_no_message_never_count_as_the_servers_fault(caller: Caller, rpc: str, body: bytes) -> None:
-    at_most_the_callers_fault(caller.call(rpc, body))
+def test_bytes_that_are_no_message_never_count_as_the_servers_fault(caller: Caller, body: bytes) -> None:
+    for rpc in ("ServerLive", "ServerReady", "ServerMetadata", "RepositoryIndex", "ModelConfig", "ModelStatistics"):
+        at_most_the_callers_fault(caller.call(rpc, body))
 
 
 @case_broken
