@@ -30,8 +30,11 @@ demo: $(VENV)/.run  ## train four models, publish, serve, ask, and show one tabl
 serve: $(VENV)/.run  ## the same models, served until Ctrl-C; says what to try next
 	$(BIN)/python clients/examples/demo.py --serve --models $(MODELS)
 
-test: $(VENV)/.dev  ## every test but the long trainings (those that need a data set skip when it cannot be had)
-	$(BIN)/python -m pytest -m "not training and not compat"
+test: $(VENV)/.dev  ## every test that takes no long training and no other verb below (data sets: skipped when they cannot be had)
+	$(BIN)/python -m pytest -m "not training and not compat" --ignore=tests/conformance
+
+conformance: $(VENV)/.dev  ## hostile requests, stops, reloads and a fuzzer against a real server; table of case, expected, got
+	$(BIN)/python -m pytest tests/conformance
 
 compat: $(VENV)/.dev  ## clients and models of others: tritonclient, perf_analyzer, KServe, fresh stubs, ONNX's own test suite
 	$(BIN)/python -m pytest -m compat tests/compat
