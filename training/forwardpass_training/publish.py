@@ -139,6 +139,7 @@ def place(
         PublishFailed: the file holds what runs on one kind of processor, or undeclared in one runtime; the repository
             refuses the name, or the disk the files.
     """
+
     def build(folder: Path) -> Contents:
         if exported.is_dir():
             shutil.copytree(exported, folder / MODEL_FILE)
