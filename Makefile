@@ -9,7 +9,7 @@ RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 SOURCES := clients proto server training tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test compat check format proto bench bench-quick clean
+.PHONY: help demo serve test conformance compat check format proto bench bench-quick clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
