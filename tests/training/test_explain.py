@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from captum.attr import IntegratedGradients, Saliency
 from torch import Generator
 
 from forwardpass_training.errors import BadSetting
-from forwardpass_training.explain import EXPLAIN_FILE, OUTPUTS, STEPS, by_autograd, explainable
+from forwardpass_training.explain import EXPLAIN_FILE, OUTPUTS, STEPS, by_autograd, explainable, tolerances
 from forwardpass_training.export import export
 from forwardpass_training.exportable import Exportable
 from forwardpass_training.gradient import scored
@@ -103,3 +104,15 @@ def test_the_model_says_its_outputs_and_keeps_the_labels(file: Path) -> None:
 def test_no_steps_are_refused(network: Network) -> None:
     with pytest.raises(BadSetting, match="steps is 0"):
         explainable(network("cnn"), steps=0)
+
+
+def test_a_gradient_that_is_wrong_is_not_taken_for_one_that_flipped(network: Network, file: Path) -> None:
+    """The tolerance for flips is a share of the largest value; another network's explanation is far outside."""
+    explained = explainable(network("cnn"))
+    scores, activation = scored(network("cnn"))
+    for parameter in scores.parameters():
+        parameter.data.mul_(1.1)
+    other = replace(explained, reference=lambda x: by_autograd(scores, activation, x, steps=STEPS))
+    report = measure(file, other, tolerances=tolerances(explained))
+    failed = {comparison.output for comparison in report.comparisons if comparison.difference.failure}
+    assert {"saliency", "integrated_gradients"} <= failed

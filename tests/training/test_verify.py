@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from forwardpass_server.lifecycle.repository import Tolerance
 from forwardpass_training.errors import ParityFailed, ShipError
 from forwardpass_training.exportable import Exportable
 from forwardpass_training.verify import ATOL, BATCHES, RTOL, measure, parity
@@ -218,3 +219,14 @@ def test_a_looser_tolerance_is_taken_when_stated(tmp_path: Path) -> None:
     parity(path, exportable, atol=0.02, rtol=0.0)
     with pytest.raises(ParityFailed, match=r"tolerance 0\.005"):
         parity(path, exportable, atol=0.005, rtol=0.0)
+
+
+def test_an_output_may_have_a_tolerance_of_its_own_and_no_other_gets_it(tmp_path: Path) -> None:
+    path = graph(tmp_path / "m.onnx", [helper.make_node("Identity", ["x"], ["y"])])
+    off = of(lambda x: x + 1e-2)
+    report = measure(path, off, tolerances={"y": Tolerance(atol=2e-2, rtol=0.0)})
+    assert report.passed
+    assert report.to_json()["tolerances"] == {"y": {"atol": 2e-2, "rtol": 0.0}}
+    assert not measure(path, off, tolerances={"z": Tolerance(atol=2e-2, rtol=0.0)}).passed
+    with pytest.raises(ParityFailed):
+        parity(path, off, tolerances={"y": Tolerance(atol=5e-3, rtol=0.0)})

@@ -26,7 +26,7 @@ from forwardpass_training.errors import BadSetting, PublishFailed
 from forwardpass_training.export import export
 from forwardpass_training.exportable import Exportable, Tensors
 from forwardpass_training.folder import RunFolder, write_whole
-from forwardpass_training.gradient import InputGradient, scored
+from forwardpass_training.gradient import InputGradient, flipping, scored
 from forwardpass_training.publish import publish_export
 from forwardpass_training.verify import ParityReport, measure
 
@@ -41,9 +41,8 @@ MAX_BATCH_SIZE = 4
 """Rows a run when served. A row costs `steps` gradients (mnist_cnn, 32 steps: 8.8 ms of one EPYC core) and batching
 gains nothing (4 rows: 36 ms), so a larger batch would only make its callers wait for each other."""
 
-# A unit whose sum is within rounding of 0 is open on one processor and shut on another; the gradients behind it jump by
-# a product of two weights. Golden examples allow for a few of them, as a share of the largest value recorded.
-GOLDEN_SHARE = 0.02
+MEAN_FLIPPED_SHARE = 0.02
+"""`gradient.FLIPPED_SHARE` of a mean over points, since a unit flips at one of them."""
 
 _MEASURED_ROWS = 64
 
@@ -172,7 +171,7 @@ def explain(run_folder: Path, *, steps: int = STEPS) -> Explanation:
         median_error=float(error.abs().median()),
         max_error=float(error.abs().max()),
         median_gap=float(gap.abs().median()),
-        parity=measure(file, explained),
+        parity=measure(file, explained, tolerances=tolerances(explained)),
     )
     folder = RunFolder.open(run_folder)
     folder.write_json("explain.json", explanation.to_json())
@@ -213,7 +212,7 @@ def publish_explanation(
             "completeness_error_max": explanation.max_error,
         },
         notes={"explains": model or folder.config().name},
-        tolerances=_golden_tolerances(explained),
+        tolerances=explanation.parity.tolerances,
     )
 
 
@@ -232,11 +231,15 @@ def _bound_batches(root: Path, model: str, steps: int) -> None:
         raise PublishFailed(f"cannot write {config}: {exc}; nothing was published") from exc
 
 
-def _golden_tolerances(explained: Exportable) -> dict[str, Tolerance]:
+def tolerances(explained: Exportable) -> dict[str, Tolerance]:
+    """Of the outputs that are gradients: they flip; those that are a mean over points, less."""
     answers = explained.reference(*explained.examples(_MEASURED_ROWS, torch.Generator().manual_seed(2)))
     largest = dict(zip(explained.output_names, (float(answer.abs().max()) for answer in answers), strict=True))
-    shares = {SALIENCY: largest[SALIENCY], ATTRIBUTIONS: largest[ATTRIBUTIONS], ERROR: largest[ATTRIBUTIONS]}
-    return {name: Tolerance(atol=GOLDEN_SHARE * value, rtol=0.0) for name, value in shares.items()}
+    return {
+        **flipping(SALIENCY, largest[SALIENCY]),
+        **flipping(ATTRIBUTIONS, largest[ATTRIBUTIONS], MEAN_FLIPPED_SHARE),
+        **flipping(ERROR, largest[ATTRIBUTIONS], MEAN_FLIPPED_SHARE),
+    }
 
 
 def _midpoints(steps: int) -> Tensor:

@@ -13,7 +13,7 @@ far outside: a lost activation, a swapped gate, a weight of another epoch shows 
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import torch
 
+from forwardpass_server.lifecycle.repository import Tolerance
 from forwardpass_training.difference import Array, Difference, difference
 from forwardpass_training.errors import ParityFailed, ShipError
 from forwardpass_training.export import declared_shape
@@ -62,6 +63,7 @@ class ParityReport:
         onnxruntime: version.
         torch: version.
         comparisons: one for each output, case, batch size and opponent.
+        tolerances: of outputs that have their own.
     """
 
     atol: float
@@ -69,6 +71,7 @@ class ParityReport:
     onnxruntime: str
     torch: str
     comparisons: tuple[Comparison, ...]
+    tolerances: Mapping[str, Tolerance] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -132,7 +135,14 @@ class ParityReport:
             )
 
 
-def parity(path: Path, exportable: Exportable, *, atol: float = ATOL, rtol: float = RTOL) -> ParityReport:
+def parity(
+    path: Path,
+    exportable: Exportable,
+    *,
+    atol: float = ATOL,
+    rtol: float = RTOL,
+    tolerances: Mapping[str, Tolerance] | None = None,
+) -> ParityReport:
     """Compare as `measure` does, and let only a good file pass.
 
     Raises:
@@ -140,12 +150,19 @@ def parity(path: Path, exportable: Exportable, *, atol: float = ATOL, rtol: floa
             depends on its batch-mates; or ONNX Runtime refuses the file or an input.
         ShipError: there is no such file, or no ONNX Runtime.
     """
-    report = measure(path, exportable, atol=atol, rtol=rtol)
+    report = measure(path, exportable, atol=atol, rtol=rtol, tolerances=tolerances)
     report.check()
     return report
 
 
-def measure(path: Path, exportable: Exportable, *, atol: float = ATOL, rtol: float = RTOL) -> ParityReport:
+def measure(
+    path: Path,
+    exportable: Exportable,
+    *,
+    atol: float = ATOL,
+    rtol: float = RTOL,
+    tolerances: Mapping[str, Tolerance] | None = None,
+) -> ParityReport:
     """Run file and network on the same held-out inputs at batch 1, 2, 7 and 64, and the file on the 64 rows one by one.
 
     Args:
@@ -153,6 +170,7 @@ def measure(path: Path, exportable: Exportable, *, atol: float = ATOL, rtol: flo
         exportable: the network; all its kinds of examples are compared.
         atol: absolute tolerance of floating outputs; others must be equal.
         rtol: relative tolerance, likewise.
+        tolerances: of outputs that need their own, by name.
 
     Raises:
         ParityFailed: ONNX Runtime refuses the file or an input.
@@ -165,7 +183,11 @@ def measure(path: Path, exportable: Exportable, *, atol: float = ATOL, rtol: flo
     run, version = _runner(path, exportable.output_names)
     graph = onnx.load(path, load_external_data=False).graph
     declared = {value.name: declared_shape(value) for value in graph.output}
-    apart = partial(difference, atol=atol, rtol=rtol)
+    own = {name: Tolerance(atol=atol, rtol=rtol) for name in exportable.output_names} | dict(tolerances or {})
+
+    def apart(output: str, got: Array, expected: Array) -> Difference:
+        return difference(got, expected, atol=own[output].atol, rtol=own[output].rtol)
+
     comparisons: list[Comparison] = []
     for case, examples in {"examples": exportable.examples, **exportable.further_examples}.items():
         for batch in BATCHES:
@@ -176,15 +198,22 @@ def measure(path: Path, exportable: Exportable, *, atol: float = ATOL, rtol: flo
             got = run(inputs)
             expected = [output.detach().numpy() for output in exportable.reference(*tensors)]
             for output, g, e in zip(exportable.output_names, got, expected, strict=True):
-                comparisons.append(compared(output=output, against="torch", difference=apart(g, e)))
+                comparisons.append(compared(output=output, against="torch", difference=apart(output, g, e)))
                 if not _fits(g.shape, declared[output], sizes):
                     misfit = Difference(failure=f"got {list(g.shape)}, and the graph says {list(declared[output])}")
                     comparisons.append(compared(output=output, against="declared", difference=misfit))
         rows = [run({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(batch)]
         for output, g, alone in zip(exportable.output_names, got, zip(*rows, strict=True), strict=True):
-            comparisons.append(compared(output=output, against="alone", difference=apart(g, np.concatenate(alone))))
+            comparisons.append(
+                compared(output=output, against="alone", difference=apart(output, g, np.concatenate(alone)))
+            )
     return ParityReport(
-        atol=atol, rtol=rtol, onnxruntime=version, torch=torch.__version__, comparisons=tuple(comparisons)
+        atol=atol,
+        rtol=rtol,
+        onnxruntime=version,
+        torch=torch.__version__,
+        comparisons=tuple(comparisons),
+        tolerances=dict(tolerances or {}),
     )
 
 
