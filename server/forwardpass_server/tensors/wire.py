@@ -127,6 +127,8 @@ class Decoder:
                 raws.append(field)
             elif field.number == ID and field.wire_type == scan.LENGTH:
                 in_order = in_order and id_field is None and not raws
+                if id_field is not None:
+                    self._id(body, id_field.start, id_field.stop)  # the last one counts; those before must be text too
                 id_field = field
             else:
                 in_order = in_order and not raws

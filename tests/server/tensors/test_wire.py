@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -175,6 +176,15 @@ def test_a_known_head_in_the_layout_of_another_is_checked_like_a_new_one() -> No
         assert decoded(body, decoder) == facts_of_protobuf(body)
     with pytest.raises(InvalidRequest, match="1 inputs but 2 raw"):
         decoder.decode(one + of_two)
+
+
+@pytest.mark.parametrize("ids", [(b"\x80", b"ok"), (b"ok", b"\x80"), (b"\x80", b"\x80", b"ok")])
+def test_every_id_must_be_text_also_those_that_do_not_count(ids: tuple[bytes, ...]) -> None:
+    body = b"".join(b"\x1a" + bytes([len(each)]) + each for each in ids)
+    with pytest.raises(DecodeError):
+        pb.ModelInferRequest.FromString(body)
+    with pytest.raises(InvalidRequest, match="not UTF-8"):
+        Decoder().decode(body)
 
 
 @pytest.mark.parametrize("request_id", ["", "1", "é", "x" * 127, "y" * 128])
