@@ -82,7 +82,7 @@ class ServerProcess:
         self.target = f"127.0.0.1:{self.grpc_port}"
         self.log = log
         command = [
-            *(sys.executable, "-m", "forwardpass_server"),
+            *(sys.executable, "-c", LAUNCH),
             *("--model-repository", str(repository), "--host", "127.0.0.1"),
             *("--grpc-port", str(self.grpc_port), "--metrics-port", str(self.metrics_port)),
             *flags,
@@ -305,6 +305,12 @@ class Page:
         return {what: value for what, value in busy.items() if value}
 
 
+# `python -m forwardpass_server`, ended by the kernel (PR_SET_PDEATHSIG) when the tests are killed and cannot do it.
+LAUNCH = """
+import ctypes, runpy
+ctypes.CDLL(None).prctl(1, 9)
+runpy.run_module("forwardpass_server", run_name="__main__", alter_sys=True)
+"""
 VALID = np.array([[1.5, -0.0, np.inf, 1e-45]], np.float32)
 
 
