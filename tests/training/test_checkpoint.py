@@ -36,6 +36,15 @@ def test_what_is_saved_is_loaded(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
+def test_one_of_the_first_format_is_read(saved: Path) -> None:
+    values = torch.load(saved, weights_only=True)
+    first = {name: values[name] for name in ("network", "optimizer", "history")}
+    torch.save({**first, "format": 1}, saved)
+    found = checkpoint.load(saved)
+    assert found.history == (Epoch(0.5, 0.6, 0.9, 1.5),)
+    assert (found.average, found.best) == (None, None)
+
+
 def test_a_flipped_bit_anywhere_in_the_weights_is_noticed(saved: Path) -> None:
     whole = bytearray(saved.read_bytes())
     with zipfile.ZipFile(saved) as archive:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Generator
 
-from forwardpass_training import checkpoint, run, train
+from forwardpass_training import checkpoint, run, software, train
 from forwardpass_training.config import RunConfig
 from forwardpass_training.data import DataStore, SumData, shakespeare
 from forwardpass_training.data.store import RemoteFile
@@ -212,10 +212,20 @@ def test_metadata_tells_task_labels_metrics_and_data_and_no_path(digits: RunFold
     assert json.loads(metadata["forwardpass.labels"]) == list("0123456789")
     assert json.loads(metadata["forwardpass.metrics"]) == run.metrics(digits.path)["held_out"]
     assert json.loads(metadata["forwardpass.data"])["counts"] == {"train": 1437, "test": 360}
-    assert json.loads(metadata["forwardpass.versions"])["torch"] == torch.__version__
     assert metadata["forwardpass.created"] == run.metrics(digits.path)["finished"]
     assert "forwardpass.vocabulary" not in metadata
     assert str(digits.path.parent) not in json.dumps(metadata)
+
+
+def test_an_export_names_the_software_of_the_run_and_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(software, "describe", lambda: {"commit": "0123abc-dirty", "versions": {"torch": "2.0"}})
+    folder = run.start(replace(tiny(), epochs=1), tmp_path, QUIET)
+    monkeypatch.undo()
+    metadata = run.exportable(folder.path, QUIET.store).metadata
+    assert metadata["forwardpass.commit"] == "0123abc-dirty"
+    assert json.loads(metadata["forwardpass.versions"]) == {"torch": "2.0"}
 
 
 def test_an_unfinished_run_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

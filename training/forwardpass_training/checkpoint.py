@@ -12,7 +12,9 @@ from torch import nn
 from forwardpass_training.errors import CheckpointError
 from forwardpass_training.folder import write_whole
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""1 knew neither average nor best."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} does not exist: the run was stopped before it began; run it again") from exc
     except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as exc:
         raise CheckpointError(f"{path} is damaged ({exc}); restore it, or run the recipe again") from exc
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}")
+    if not isinstance(values, dict) or values.get("format") not in READABLE:
+        raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT} or before")
     history = tuple(Epoch(**epoch) for epoch in values["history"])
     return Checkpoint(values["network"], values["optimizer"], history, values.get("average"), values.get("best"))

@@ -2,19 +2,16 @@
 
 import dataclasses
 import json
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, nn
 
-from forwardpass_training import checkpoint, report
+from forwardpass_training import checkpoint, report, software
 from forwardpass_training.card import CARD_FILE
 from forwardpass_training.checkpoint import Checkpoint
 from forwardpass_training.config import RunConfig, to_json
@@ -174,9 +171,10 @@ def _train_and_record(
     folder: RunFolder, config: RunConfig, dataset: Dataset, state: Checkpoint | None, surroundings: Surroundings
 ) -> None:
     """Train, keeping a checkpoint after every epoch; then write metrics, pictures and the report."""
+    trained_by = software.describe()  # what is in memory now; a checkout moves on while a run trains
     with tracked(surroundings.tracker, folder.path, config.name, settings_of(to_json(config))) as tracker:
         network, latest, device = _train(folder, config, dataset, state, surroundings)
-        held_out = _record(folder, config, dataset, network, latest, device)
+        held_out = _record(folder, config, dataset, network, latest, device, trained_by)
         tracker.finish(held_out.metrics, folder.path / report.REPORT_FILE)
 
 
@@ -230,6 +228,7 @@ def _record(
     network: nn.Module,
     state: Checkpoint,
     device: torch.device,
+    trained_by: dict[str, Any],
 ) -> Evaluation:
     held_out = _judged(config, network, dataset, state.epochs)
     headline = HEADLINE[config.task].replace("_", " ")
@@ -257,6 +256,7 @@ def _record(
         "confusion": confusion,
         "history": [asdict(epoch) for epoch in state.history],
         "machine": describe(device),
+        **trained_by,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
     folder.write_json("metrics.json", values)  # a folder that has it is a finished run
@@ -332,7 +332,6 @@ def _text_examples(network: CharLstm, split: Split, characters: int) -> Examples
 
 def _metadata(config: RunConfig, dataset: Dataset, recorded: dict[str, Any], *, card: str | None) -> dict[str, str]:
     """What the ONNX file says about itself; text, or JSON where it is structured."""
-    versions = {name: version(name) for name in ("forwardpass", "torch", "onnx", "onnxscript")}
     metadata = {
         "task": config.task,
         "recipe": config.name,
@@ -340,7 +339,7 @@ def _metadata(config: RunConfig, dataset: Dataset, recorded: dict[str, Any], *, 
         "data": json.dumps(dataset.provenance.to_json()),
         "config": json.dumps(to_json(config)),
         "created": recorded["finished"],
-        "versions": json.dumps({"python": platform.python_version(), **versions}),
+        "versions": json.dumps(recorded.get("versions", {})),
     }
     if dataset.labels:
         metadata["labels"] = json.dumps(dataset.labels)
@@ -348,7 +347,7 @@ def _metadata(config: RunConfig, dataset: Dataset, recorded: dict[str, Any], *, 
         metadata["vocabulary"] = json.dumps(dataset.vocabulary)
     if card:
         metadata["card"] = card
-    if commit := _commit():
+    if commit := recorded.get("commit"):
         metadata["commit"] = commit
     return {f"forwardpass.{key}": value for key, value in metadata.items()}
 
@@ -357,15 +356,3 @@ def _told(path: Path) -> dict[str, str]:
     """The files beside the report that travel with the model; runs of before there were reports have none."""
     files = [path / name for name in (CARD_FILE, STATISTICS_FILE)]
     return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
-
-
-def _commit() -> str:
-    """The commit of the code, where it runs from a git checkout; '' where it was installed."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
