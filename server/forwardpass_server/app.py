@@ -60,7 +60,7 @@ UNLOAD_S = 5.0
 """How long versions may take to be freed, and a load to be given up, once no call is left, in seconds."""
 
 TEND_INTERVAL_S = 1.0
-"""How often the main thread looks at the memory of the process, in seconds."""
+"""How often the main thread looks at the load and the memory of the process, in seconds."""
 
 
 class News(Enum):
@@ -139,7 +139,7 @@ class Server:
         )
         self._transport.on_idle = inline.run_ready
         self._transport.on_refusing = self._refusing
-        self._metrics.watch_loop(lambda: self._transport.stats.loop_lag_s)
+        self._metrics.watch_loop(self._transport.stats)
         if cache is not None:
             self._metrics.watch_cache(lambda: cache.nbytes)
         self._models.observe(MetricsObserver(self._metrics, self._plan.fallback_reason is not None))
@@ -223,6 +223,7 @@ class Server:
             try:
                 self._hear(TEND_INTERVAL_S)
             except queue.Empty:
+                self._metrics.sample()
                 kept.tend(idle=not any(version.scheduler.inflight for version in self._models.serving()))
 
     def ask_to_stop(self) -> None:

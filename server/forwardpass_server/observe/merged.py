@@ -21,6 +21,7 @@ GAUGES: Mapping[str, Join] = {
     "infer_queue_depth": sum,
     "infer_queue_bytes": sum,
     "infer_inflight": sum,
+    "infer_instances": sum,
     "response_cache_bytes": sum,
     "process_virtual_memory_bytes": sum,
     "process_resident_memory_bytes": sum,
@@ -33,6 +34,8 @@ GAUGES: Mapping[str, Join] = {
     # the worst of them
     "draining": max,
     "event_loop_lag_seconds": max,
+    "infer_slo_seconds": max,
+    "saturation_ratio": max,
     "model_load_seconds": max,
     "process_open_fds": max,
     "process_max_fds": min,

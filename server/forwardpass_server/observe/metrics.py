@@ -8,8 +8,10 @@ Units are seconds and bytes; counters end in `_total`.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -18,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from forwardpass_server.observe.histogram import LATENCY_BOUNDS_S, NS, Histogram
+from forwardpass_server.observe.saturation import Demand, RecentLag, Saturation
 from forwardpass_server.observe.statistics import VersionStatistics
 
 VERSION_LABELS = ("model", "version")
@@ -37,6 +40,27 @@ class Scheduled(Protocol):
     def queue_bytes(self) -> int: ...
     @property
     def inflight(self) -> int: ...
+    @property
+    def instances(self) -> int: ...
+    @property
+    def seconds_per_row(self) -> float: ...
+    @property
+    def slo_s(self) -> float: ...
+
+
+class LoopStats(Protocol):
+    """What the page reads of the event loop; a `transport.stats.Stats`."""
+
+    loop_busy_s: float
+    loop_lag_max_s: float
+
+
+@dataclass(slots=True)
+class NoLoop:
+    """No loop yet."""
+
+    loop_busy_s: float = 0.0
+    loop_lag_max_s: float = 0.0
 
 
 class CallMetrics:
@@ -80,6 +104,7 @@ class _Version:
     info: dict[str, str] | None = None
     fallback: bool = False
     scheduled: Scheduled | None = None
+    demand: Demand = field(default_factory=Demand)
 
 
 class Metrics(Collector):
@@ -88,18 +113,27 @@ class Metrics(Collector):
     Args:
         methods: full names of the gRPC methods served: "/inference.GRPCInferenceService/ModelInfer".
         build: labels of `build_info`: versions of the server and of what it runs on.
+        clock_s: the monotonic clock.
         registry: a registry of its own when None, so that two servers can live in one process.
     """
 
     def __init__(
-        self, *, methods: Iterable[str], build: Mapping[str, str], registry: CollectorRegistry | None = None
+        self,
+        *,
+        methods: Iterable[str],
+        build: Mapping[str, str],
+        registry: CollectorRegistry | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry or CollectorRegistry(auto_describe=False)
         self._calls = {method: CallMetrics() for method in (*methods, OTHER_METHOD)}
         self._build = dict(build)
         self._versions: dict[tuple[str, str], _Version] = {}
         self._draining = False
-        self._loop_lag_s: Callable[[], float] = lambda: 0.0
+        self._clock_s = clock_s
+        self._loop: LoopStats = NoLoop()
+        self._lag = RecentLag()
+        self._saturation = Saturation()
         self._cache_bytes: Callable[[], int] = lambda: 0
         self._lock = threading.Lock()
         self.registry.register(self)
@@ -137,7 +171,9 @@ class Metrics(Collector):
     def serve(self, model: str, version: int, scheduled: Scheduled) -> None:
         """Read the queue and the account of a version from now on."""
         with self._lock:
-            self._version(model, version).scheduled = scheduled
+            entry = self._version(model, version)
+            entry.scheduled = scheduled
+            entry.demand = Demand()
 
     def forget(self, model: str, version: int) -> None:
         """A version is gone from the server; its series end."""
@@ -148,9 +184,18 @@ class Metrics(Collector):
         """Whether the server is on its way out."""
         self._draining = draining
 
-    def watch_loop(self, lag_s: Callable[[], float]) -> None:
-        """Where to read how late the event loop is, in seconds; called on the page's thread."""
-        self._loop_lag_s = lag_s
+    def watch_loop(self, stats: LoopStats) -> None:
+        """Where to read how busy and how late the event loop is. The longest round is set back to 0 now and then."""
+        self._loop = stats
+
+    def sample(self) -> None:
+        """Look at what was asked of the server; once a second, say. One thread."""
+        with self._lock:
+            serving = [(entry.demand, entry.scheduled) for entry in self._versions.values() if entry.scheduled]
+        for demand, scheduled in serving:
+            demand.sample(scheduled)
+        versions = [(demand, scheduled.instances) for demand, scheduled in serving]
+        self._saturation.sample(self._clock_s(), self._loop.loop_busy_s, versions)
 
     def watch_cache(self, nbytes: Callable[[], int]) -> None:
         """Where to read how many bytes the response cache holds; called on the page's thread."""
@@ -164,6 +209,7 @@ class Metrics(Collector):
             versions = [((model, version), entry) for (model, version), entry in self._versions.items()]
         yield from _collect_lifecycle(versions)
         serving = [(labels, entry.scheduled) for labels, entry in versions if entry.scheduled is not None]
+        yield _collect_demand(versions)
         yield from _collect_queues(serving)
         yield from _collect_accounts(serving)
 
@@ -181,8 +227,19 @@ class Metrics(Collector):
         build.add_metric([*self._build.values()], 1)
         yield build
         yield GaugeMetricFamily("draining", "1 while the server finishes before it stops.", value=int(self._draining))
+        lag_s, anew = self._lag.read(self._clock_s(), self._loop.loop_lag_max_s)
+        if anew:
+            self._loop.loop_lag_max_s = 0.0
         yield GaugeMetricFamily(
-            "event_loop_lag_seconds", "How late the event loop last came round.", value=self._loop_lag_s()
+            "event_loop_lag_seconds", "Longest round of the event loop in the last 15 to 30 seconds.", value=lag_s
+        )
+        yield CounterMetricFamily(
+            "event_loop_busy_seconds", "Time that the event loop was at work.", value=self._loop.loop_busy_s
+        )
+        yield GaugeMetricFamily(
+            "saturation_ratio",
+            "What is asked of this server beside what it can do, over 15 seconds: 1 is full. Scale on this.",
+            value=self._saturation.ratio,
         )
         yield GaugeMetricFamily(
             "response_cache_bytes", "Bytes of the answers in the response cache.", value=self._cache_bytes()
@@ -229,15 +286,34 @@ def _collect_lifecycle(versions: Versions) -> Iterator[Metric]:
     yield from (state, load, failures, fallback, info)
 
 
+def _collect_demand(versions: Versions) -> Metric:
+    demand = CounterMetricFamily(
+        "infer_demand_seconds",
+        "Time of instances that callers asked for, in batches of the size that a loaded server runs.",
+        labels=VERSION_LABELS,
+    )
+    for labels, entry in versions:
+        if entry.scheduled is not None:
+            demand.add_metric(labels, entry.demand.seconds)
+    return demand
+
+
 def _collect_queues(serving: Serving) -> Iterator[Metric]:
     depth = GaugeMetricFamily("infer_queue_depth", "Requests that wait for an instance.", labels=VERSION_LABELS)
     size = GaugeMetricFamily("infer_queue_bytes", "Bytes of input tensors that wait.", labels=VERSION_LABELS)
     inflight = GaugeMetricFamily("infer_inflight", "Requests admitted and not yet answered.", labels=VERSION_LABELS)
+    instances = GaugeMetricFamily("infer_instances", "Runs that may be in progress at a time.", labels=VERSION_LABELS)
+    slo = GaugeMetricFamily(
+        "infer_slo_seconds", "The latency that the model's configuration promises (slo_p99_ms).", labels=VERSION_LABELS
+    )
     for labels, scheduled in serving:
         depth.add_metric(labels, scheduled.depth)
         size.add_metric(labels, scheduled.queue_bytes)
         inflight.add_metric(labels, scheduled.inflight)
-    yield from (depth, size, inflight)
+        instances.add_metric(labels, scheduled.instances)
+        if scheduled.slo_s < inf:
+            slo.add_metric(labels, scheduled.slo_s)
+    yield from (depth, size, inflight, instances, slo)
 
 
 def _collect_accounts(serving: Serving) -> Iterator[Metric]:
@@ -255,6 +331,11 @@ def _collect_accounts(serving: Serving) -> Iterator[Metric]:
         "Runs that failed; one of several requests is run again in halves.",
         labels=VERSION_LABELS,
     )
+    busy = CounterMetricFamily(
+        "infer_busy_seconds",
+        "Time that instances spent on runs, stacking and encoding included.",
+        labels=VERSION_LABELS,
+    )
     queue = HistogramMetricFamily("infer_queue_seconds", "From queued to taken, by request.", labels=VERSION_LABELS)
     compute = HistogramMetricFamily("infer_compute_seconds", "The run that a request rode in.", labels=VERSION_LABELS)
     whole = HistogramMetricFamily(
@@ -270,6 +351,8 @@ def _collect_accounts(serving: Serving) -> Iterator[Metric]:
         misses.add_metric(labels, account.cache_miss.count)
         batches.add_metric(labels, account.executions)
         failed.add_metric(labels, account.failed_executions)
+        busy_ns = sum(each.input_ns + each.infer_ns + each.output_ns for each in account.batches.values())
+        busy.add_metric(labels, busy_ns / NS)
         for family, histogram in (
             (queue, account.queue_seconds),
             (compute, account.compute_seconds),
@@ -277,4 +360,4 @@ def _collect_accounts(serving: Serving) -> Iterator[Metric]:
             (size, account.batch_size),
         ):
             family.add_metric(labels, histogram.cumulative(), histogram.sum)
-    yield from (requests, rows, hits, misses, batches, failed, queue, compute, whole, size)
+    yield from (requests, rows, hits, misses, batches, failed, busy, queue, compute, whole, size)

@@ -209,6 +209,20 @@ class VersionStatistics:
         with self._lock:
             self._account.cache_miss.add(1, looked_ns)
 
+    def offered_rows(self, waiting: int) -> float:
+        """Rows that callers have asked to be run: those that ran, those that wait, and those of requests that were
+        refused, came too late or left, which count as the mean request does. What the cache answered is not in it.
+
+        Args:
+            waiting: requests that wait.
+        """
+        with self._lock:
+            account = self._account
+            outcomes = account.outcomes
+            unserved = waiting + sum(outcomes[each] for each in ("shed", "expired", "canceled", "failed"))
+            mean_rows = account.rows / outcomes["ok"] if outcomes["ok"] else 1.0
+            return account.batch_size.total + unserved * mean_rows
+
     def snapshot(self) -> Account:
         """A consistent copy of the account."""
         with self._lock:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Protocol
 
 from forwardpass_server.errors import CallCancelled, ForwardpassError, NotReady, Overloaded, Stopping
@@ -141,6 +142,21 @@ class EnsembleScheduler:
     def inflight(self) -> int:
         """Requests admitted and not yet answered."""
         return self._inflight
+
+    @property
+    def instances(self) -> int:
+        """Runs in progress at a time: none are here, all are at the steps."""
+        return 0
+
+    @property
+    def seconds_per_row(self) -> float:
+        """What a row costs an instance: likewise."""
+        return 0.0
+
+    @property
+    def slo_s(self) -> float:
+        """The latency that it promises, in seconds; it promises none."""
+        return inf
 
     def submit(self, request: Request) -> None:
         """Start a request. Loop thread; never blocks.

@@ -302,6 +302,18 @@ def finish_s(rows: int, rows_ahead: int, load: Load, limits: Limits, cost: Serve
     return wait_s * WAIT_MARGIN + cost.seconds(max(min(beside + rows, batch_rows), rows))
 
 
+def seconds_per_row(limits: Limits, cost: ServedCost) -> float:
+    """What a row costs an instance that has enough to do, in seconds; 0 while nothing was measured.
+
+    In the largest batch allowed; or, where a latency is promised, in the largest one that keeps it: a request that
+    comes just after such a batch was taken waits for it, and then for its own.
+    """
+    rows = max(limits.max_rows, 1)
+    while rows > 1 and 2 * cost.seconds(rows) > limits.max_latency_s:
+        rows //= 2
+    return cost.seconds(rows) / rows
+
+
 def retry_after_s(waiting_rows: int, limits: Limits, cost: ServedCost, instances: int) -> float:
     """When a refused caller may try again, in seconds: when half of what waits has run, and not under a millisecond.
 

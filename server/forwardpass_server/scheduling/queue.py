@@ -25,6 +25,7 @@ from forwardpass_server.scheduling.policy import (
     next_action,
     rank,
     retry_after_s,
+    seconds_per_row,
 )
 from forwardpass_server.scheduling.request import Request
 
@@ -94,6 +95,12 @@ class RequestQueue:
     def running(self) -> int:
         """Requests taken and not yet answered."""
         return self._running
+
+    @property
+    def seconds_per_row(self) -> float:
+        """See `policy.seconds_per_row`. Any thread."""
+        with self._lock:
+            return seconds_per_row(self.limits, self.cost)
 
     def submit(self, request: Request) -> None:
         """Let a request wait. Any thread; never blocks. Stamps `queued`, and sets its rank.

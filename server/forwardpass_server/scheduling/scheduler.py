@@ -94,6 +94,21 @@ class Scheduler:
         """Requests admitted and not yet answered: those that wait and those that run."""
         return self._queue.depth + self._queue.running
 
+    @property
+    def instances(self) -> int:
+        """How many runs may be in progress at a time."""
+        return len(self._runners)
+
+    @property
+    def seconds_per_row(self) -> float:
+        """What a row costs an instance that has enough to do, in seconds; 0 while unknown."""
+        return self._queue.seconds_per_row
+
+    @property
+    def slo_s(self) -> float:
+        """The latency that its configuration promises, in seconds; inf for none."""
+        return self._queue.limits.max_latency_s
+
     def submit(self, request: Request) -> None:
         """Let a request wait for its turn. Loop thread; never blocks.
 

@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+from dataclasses import dataclass
+from math import inf
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -22,6 +24,9 @@ class Served:
     depth = 7
     queue_bytes = 280
     inflight = 9
+    instances = 2
+    seconds_per_row = 0.004
+    slo_s = 0.25
 
     def __init__(self) -> None:
         self.statistics = VersionStatistics()
@@ -29,6 +34,12 @@ class Served:
         self.timeline.queued_ns = 2
         self.timeline.run_end_ns = 3_000_000
         self.timeline.encoded_ns = 4_000_000
+
+
+@dataclass
+class LoopStats:
+    loop_busy_s: float = 0.0
+    loop_lag_max_s: float = 0.0
 
 
 def make() -> Metrics:
@@ -46,7 +57,7 @@ def full() -> Metrics:
     metrics.loaded("mnist_cnn", 3, 1.5, {"sha256": "ab", "provider": "CPUExecutionProvider"}, fallback=True)
     metrics.load_failed("mnist_cnn", 4)
     metrics.set_draining(True)
-    metrics.watch_loop(lambda: 0.25)
+    metrics.watch_loop(LoopStats(loop_busy_s=12.5, loop_lag_max_s=0.25))
     served = Served()
     served.statistics.ran([served, served], 8, 1_000_000, 1_000_000, 3_000_000)
     served.statistics.answered([served, served], 8)
@@ -96,6 +107,45 @@ def test_a_version_shows_its_account() -> None:
     assert value(metrics, "infer_compute_seconds_sum", **MNIST) == pytest.approx(0.004)
     assert value(metrics, "infer_request_seconds_count", **MNIST) == 2
     assert value(metrics, "infer_queue_seconds_count", **MNIST) == 2
+    assert value(metrics, "infer_busy_seconds_total", **MNIST) == pytest.approx(0.003)
+    assert value(metrics, "infer_instances", **MNIST) == 2
+    assert value(metrics, "infer_slo_seconds", **MNIST) == 0.25
+
+
+def test_a_model_that_promises_no_latency_has_no_slo() -> None:
+    metrics = make()
+    served = Served()
+    served.slo_s = inf
+    metrics.serve("mnist_cnn", 3, served)
+    assert value(metrics, "infer_slo_seconds", **MNIST) is None
+
+
+def test_demand_and_saturation_are_what_was_asked_since_the_version_serves() -> None:
+    now_s = 100.0
+    metrics = Metrics(methods=[], build={}, clock_s=lambda: now_s)
+    loop = LoopStats()
+    metrics.watch_loop(loop)
+    served = Served()
+    served.depth = 0
+    metrics.serve("mnist_cnn", 3, served)
+    metrics.sample()
+    served.statistics.ran([served, served], 500, 1_000_000, 1_000_000, 3_000_000)
+    now_s, loop.loop_busy_s = 101.0, 0.25
+    metrics.sample()
+    assert value(metrics, "infer_demand_seconds_total", **MNIST) == pytest.approx(500 * 0.004)
+    assert value(metrics, "saturation_ratio") == pytest.approx(500 * 0.004 / 2)
+    metrics.serve("mnist_cnn", 3, Served())
+    assert value(metrics, "infer_demand_seconds_total", **MNIST) == 0
+
+
+def test_every_metric_has_help_and_says_its_unit() -> None:
+    units = ("_seconds", "_bytes", "_ratio", "_info")
+    counted = ("_requests", "_rows", "_batches", "_hits", "_misses", "_failures", "_started", "_handled", "_instances")
+    plain = {"infer_queue_depth", "infer_inflight", "infer_batch_size", "model_state", "provider_fallback", "draining"}
+    for family in full().registry.collect():
+        if not family.name.startswith(("process_", "python_")):  # prometheus_client's own
+            assert family.documentation.endswith("."), family.name
+            assert family.name in plain or family.name.endswith((*units, *counted)), family.name
 
 
 def test_the_queue_is_read_when_it_is_asked_for() -> None:
@@ -125,6 +175,7 @@ def test_the_process_shows_itself() -> None:
     metrics = full()
     assert value(metrics, "draining") == 1
     assert value(metrics, "event_loop_lag_seconds") == 0.25
+    assert value(metrics, "event_loop_busy_seconds_total") == 12.5
     assert value(metrics, "forwardpass_build_info", version="0.1.0", onnxruntime="1.31.1") == 1
     assert (value(metrics, "process_resident_memory_bytes") or 0) > 2**20
 

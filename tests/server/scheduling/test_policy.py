@@ -24,6 +24,7 @@ from forwardpass_server.scheduling.policy import (
     next_action,
     rank,
     retry_after_s,
+    seconds_per_row,
 )
 from forwardpass_server.scheduling.request import Request
 
@@ -324,3 +325,25 @@ def test_whatever_waits_an_action_is_sound(waiting: list[Request], limits: Limit
         assert action.batch[0] is alive[0]
     if not action.batch and not action.dropped:
         assert action.wait_s > 0
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "slo_s", "ms_a_row"),
+    [
+        (64, inf, 14 / 64),  # 4 ms of preparation, and 10 ms of rows
+        (64, 0.100, 14 / 64),
+        (64, 0.020, 9 / 32),  # twice 14 ms would be late; twice 9 is not
+        (64, 0.001, 4.15625),  # not even one row keeps it; the model is what it is
+        (0, inf, 4.15625),  # never two in a run
+    ],
+)
+def test_a_row_costs_what_it_costs_in_the_largest_batch_that_keeps_the_promise(
+    max_rows: int, slo_s: float, ms_a_row: float
+) -> None:
+    points = tuple(Cost(rows, 0.004 + rows * 0.01 / 64, 1.0) for rows in (1, 8, 32, 64))
+    limits = Limits(max_rows=max_rows, max_latency_s=slo_s)
+    assert seconds_per_row(limits, ServedCost(CostCurve(points))) == pytest.approx(ms_a_row * 1e-3)
+
+
+def test_a_row_costs_nothing_that_is_known_before_anything_was_measured() -> None:
+    assert seconds_per_row(Limits(), ServedCost(CostCurve())) == 0
