@@ -17,11 +17,12 @@
     │   └── Stopping                the server is going away
     └── ServerFault               ours
         ├── RunFailed               the model raised while running
+        │   └── OutOfMemory           it found no memory; callers are told, since a smaller request may pass
         ├── LoadFailed              a version could not be loaded, warmed or proved
         ├── StartFailed             the process cannot serve at all: bad setting, port in use
         └── IllegalTransition       a state machine was asked for a step it does not have
 
-This module imports nothing. The text of a `ServerFault` goes to the log, never to a caller.
+This module imports nothing. The text of a `ServerFault` goes to the log, never to a caller, save that of `OutOfMemory`.
 """
 
 
@@ -100,6 +101,10 @@ class ServerFault(ForwardpassError):
 
 class RunFailed(ServerFault):
     """The model raised while running."""
+
+
+class OutOfMemory(RunFailed):
+    """There was no memory for a run, on the machine or on its device; its text is sent to the caller."""
 
 
 class LoadFailed(ServerFault):

@@ -1,7 +1,7 @@
 """The one table from errors to gRPC status. No other file names a code for an error.
 
-The text of a caller's error, or of one about the moment, goes to the caller. Anything else becomes INTERNAL with an id;
-its text and traceback go to the log beside that id.
+The text of a caller's error, or of one about the moment or about memory, goes to the caller. Anything else becomes
+INTERNAL with an id; its text and traceback go to the log beside that id.
 """
 
 import logging
@@ -57,6 +57,7 @@ CODES: dict[type[errors.ForwardpassError], Code] = {
     errors.DeadlineExpired: Code.DEADLINE_EXCEEDED,
     errors.CallCancelled: Code.CANCELLED,
     errors.Overloaded: Code.RESOURCE_EXHAUSTED,
+    errors.OutOfMemory: Code.RESOURCE_EXHAUSTED,
     errors.NotReady: Code.UNAVAILABLE,
     errors.Stopping: Code.UNAVAILABLE,
 }

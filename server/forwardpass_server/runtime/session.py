@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
+from forwardpass_server.errors import LoadFailed, RunFailed
 from forwardpass_server.runtime import providers
+from forwardpass_server.runtime.blame import blame
 from forwardpass_server.runtime.options import SessionOptions
 from forwardpass_server.runtime.providers import Plan
 from forwardpass_server.scheduling.termination import Termination
@@ -118,8 +118,7 @@ class Session:
             The outputs in that order, in memory that nothing else uses.
 
         Raises:
-            InvalidRequest: ONNX Runtime blames the data: an index out of range, for instance.
-            RunFailed: anything else; its text is for the log.
+            InvalidRequest, OutOfMemory, RunFailed: see `runtime.blame`.
         """
         names = self._names_of.get(tuple(outputs)) or self._names(outputs)
         feed = {}
@@ -134,10 +133,8 @@ class Session:
             if self._by_value:
                 return self._run_values(feed, names, options)
             return self._handle.run(names, feed, options)  # type: ignore[no-any-return]
-        except ort_errors.InvalidArgument as error:
-            raise InvalidRequest(f"the model cannot compute with these values: {_reason(error)}") from error
         except Exception as error:
-            raise RunFailed(_one_line(error)) from error
+            raise blame(error) from error
 
     def close(self) -> None:
         """Let go of the model and its device memory. No run may be in progress; `run` fails afterwards."""
@@ -194,16 +191,6 @@ def _same_names(file: str, role: str, ours: list[str], theirs: list[str]) -> Non
         raise LoadFailed(f"{file}: its graph has the {role} {ours}, and ONNX Runtime sees {theirs}")
 
 
-def _reason(error: Exception) -> str:
-    """Why ONNX Runtime refused the data, without the nodes and file names that it puts before."""
-    text = _one_line(error)
-    return text.rpartition("Status Message: ")[2] or text
-
-
 def _text(error: Exception, path: Path) -> str:
-    """An error without the folder it happened in: reasons are shown to callers."""
-    return _one_line(error).replace(str(path), path.name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    """An error in one line, without the folder it happened in: reasons are shown to callers."""
+    return " ".join(str(error).split()).replace(str(path), path.name)

@@ -15,7 +15,12 @@ def every(kind: type[errors.ForwardpassError]) -> list[type[errors.ForwardpassEr
 
 def test_every_error_that_callers_may_see_has_a_code_of_its_own_line() -> None:
     shown = {*every(errors.CallerError), *every(errors.Busy)} - {errors.CallerError, errors.Busy}
-    assert shown == status.CODES.keys()
+    assert shown | {errors.OutOfMemory} == status.CODES.keys()
+
+
+def test_a_run_without_memory_is_told_in_words_and_is_no_internal_error() -> None:
+    code, message, trailers = status.of(errors.OutOfMemory("no memory for this run"))
+    assert (code, message, trailers) == (Code.RESOURCE_EXHAUSTED, "no memory for this run", ())
 
 
 @pytest.mark.parametrize("kind", [errors.RunFailed, errors.LoadFailed, ValueError, KeyError, MemoryError, RuntimeError])
