@@ -10,8 +10,8 @@ differs from one request to the next is its data. So, when ONNX Runtime ends a r
 4. But a node that failed by its device or its provider, and anything that is not about a node (a run that was ended, a
    provider that broke, an operator that is not implemented): ours, `RunFailed`.
 
-Surveyed by wrong values to 60 operators of ONNX Runtime 1.31 on the CPU; the words for devices are those of its CUDA and
-TensorRT providers. What it does not survive at all is in `runtime.fatal`.
+Surveyed by wrong values to 60 operators of ONNX Runtime 1.31 on the CPU; the words for devices are those of its CUDA
+and TensorRT providers. What it does not survive at all is in `runtime.fatal`.
 """
 
 import re

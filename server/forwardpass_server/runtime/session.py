@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from forwardpass_server.errors import LoadFailed, RunFailed
-from forwardpass_server.runtime import providers
+from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
+from forwardpass_server.runtime import fatal, providers
 from forwardpass_server.runtime.blame import blame
 from forwardpass_server.runtime.options import SessionOptions
 from forwardpass_server.runtime.providers import Plan
@@ -76,12 +76,14 @@ class Session:
         path = Path(path)
         self.signature = signature
         providers.preload()
-        try:
-            session = ort.InferenceSession(
-                str(path), ort_options(options or SessionOptions()), **providers.arguments(plan)
-            )
-        except Exception as error:
-            raise LoadFailed(f"ONNX Runtime cannot load {path.name}: {_text(error, path)}") from error
+        with fatal.survivable(path) as loadable:
+            try:
+                session = ort.InferenceSession(
+                    str(loadable.file), ort_options(options or SessionOptions()), **providers.arguments(plan)
+                )
+            except Exception as error:
+                reason = " ".join(str(error).split()).replace(str(loadable.file), path.name)  # callers see it
+                raise LoadFailed(f"ONNX Runtime cannot load {path.name}: {reason}") from error
         self.provider: str = session.get_providers()[0]
         """The execution provider that runs it: "CPUExecutionProvider"."""
         if self.provider != plan.expected:
@@ -100,6 +102,7 @@ class Session:
         _same_names(path.name, "outputs", self._outputs, [value.name for value in session.get_outputs()])
         self._bf16 = frozenset(index for index, spec in enumerate(signature.inputs) if spec.dtype is BF16)
         self._by_value = any(spec.dtype is BF16 for spec in (*signature.inputs, *signature.outputs))
+        self._refuses_empty = loadable.refuses_empty
         self._names_of: dict[tuple[int, ...], list[str]] = {}
         self._options = _run_options()
 
@@ -126,6 +129,11 @@ class Session:
             if array is not None:
                 # A view into a message lies at any address, and kernels compiled for aligned floats may crash on it.
                 feed[name] = array if array.flags.aligned else array.copy()
+                if self._refuses_empty and not array.size:
+                    raise InvalidRequest(
+                        f"input '{name}' has no elements {list(array.shape)}, and this model's {self._refuses_empty} "
+                        "cannot compute with none; send at least one"
+                    )
         options = self._options if termination is None else _terminable(termination)
         if self._handle is None:
             raise RunFailed("the session was closed")
@@ -189,8 +197,3 @@ def _to_numpy(value: Any) -> np.ndarray:
 def _same_names(file: str, role: str, ours: list[str], theirs: list[str]) -> None:
     if ours != theirs:
         raise LoadFailed(f"{file}: its graph has the {role} {ours}, and ONNX Runtime sees {theirs}")
-
-
-def _text(error: Exception, path: Path) -> str:
-    """An error in one line, without the folder it happened in: reasons are shown to callers."""
-    return " ".join(str(error).split()).replace(str(path), path.name)
