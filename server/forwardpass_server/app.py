@@ -35,7 +35,7 @@ from forwardpass_server.lifecycle.manager import ModelManager, Watch
 from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.logs import event
-from forwardpass_server.observe import page
+from forwardpass_server.observe import gpu, page
 from forwardpass_server.observe.metrics import Metrics
 from forwardpass_server.observe.page import MetricsPage
 from forwardpass_server.rpc import services, status
@@ -129,7 +129,13 @@ class Server:
         )
         self._health = built.health
         versions = {"version": __version__, "onnxruntime": providers.VERSION, "device": self._plan.device}
-        self._metrics = Metrics(methods=[*built.unary, *built.streams], build=versions)
+        gpus = gpu.find() if self._plan.device != "cpu" else None
+        self._metrics = Metrics(
+            methods=[*built.unary, *built.streams],
+            build=versions,
+            gpus=None if gpus is None else gpus.read,
+            triton_names=config.triton_metrics,
+        )
         self._transport = CompletionQueueServer(
             _options(config),
             {method: counted(handle, self._metrics.call(method)) for method, handle in built.unary.items()},

@@ -119,6 +119,9 @@ class ServerConfig:
         bool,
         About("answer UNAVAILABLE, as Triton does, to what is full, late or not allowed, for clients that rely on it"),
     ] = False
+    triton_metrics: Annotated[
+        bool, About("show what Triton's metrics page has too, by Triton's names (nv_…), for dashboards made for it")
+    ] = False
     tls_cert: Annotated[Path | None, About("PEM file, the server's certificate chain; none: plaintext")] = None
     tls_key: Annotated[Path | None, About("PEM file, its private key")] = None
     tls_client_ca: Annotated[

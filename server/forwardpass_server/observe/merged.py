@@ -22,6 +22,7 @@ GAUGES: Mapping[str, Join] = {
     "infer_queue_bytes": sum,
     "infer_inflight": sum,
     "infer_instances": sum,
+    "nv_inference_pending_request_count": sum,
     "response_cache_bytes": sum,
     "process_virtual_memory_bytes": sum,
     "process_resident_memory_bytes": sum,
@@ -31,6 +32,15 @@ GAUGES: Mapping[str, Join] = {
     "model_state": max,
     "provider_fallback": max,
     "python_info": max,
+    # the same GPUs, seen by each
+    "gpu_busy_ratio": max,
+    "gpu_memory_used_bytes": max,
+    "gpu_memory_total_bytes": max,
+    "gpu_power_watts": max,
+    "nv_gpu_utilization": max,
+    "nv_gpu_memory_used_bytes": max,
+    "nv_gpu_memory_total_bytes": max,
+    "nv_gpu_power_usage": max,
     # the worst of them
     "draining": max,
     "event_loop_lag_seconds": max,

@@ -19,6 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from forwardpass_server.observe import gpu, triton
+from forwardpass_server.observe.gpu import Reading
 from forwardpass_server.observe.histogram import LATENCY_BOUNDS_S, NS, Histogram
 from forwardpass_server.observe.saturation import Demand, RecentLag, Saturation
 from forwardpass_server.observe.statistics import VersionStatistics
@@ -114,6 +116,8 @@ class Metrics(Collector):
         methods: full names of the gRPC methods served: "/inference.GRPCInferenceService/ModelInfer".
         build: labels of `build_info`: versions of the server and of what it runs on.
         clock_s: the monotonic clock.
+        gpus: reads the GPUs; None where there are none.
+        triton_names: show what Triton shows too, by its names.
         registry: a registry of its own when None, so that two servers can live in one process.
     """
 
@@ -124,6 +128,8 @@ class Metrics(Collector):
         build: Mapping[str, str],
         registry: CollectorRegistry | None = None,
         clock_s: Callable[[], float] = time.monotonic,
+        gpus: Callable[[], list[Reading]] | None = None,
+        triton_names: bool = False,
     ) -> None:
         self.registry = registry or CollectorRegistry(auto_describe=False)
         self._calls = {method: CallMetrics() for method in (*methods, OTHER_METHOD)}
@@ -131,6 +137,8 @@ class Metrics(Collector):
         self._versions: dict[tuple[str, str], _Version] = {}
         self._draining = False
         self._clock_s = clock_s
+        self._gpus = gpus
+        self._triton_names = triton_names
         self._loop: LoopStats = NoLoop()
         self._lag = RecentLag()
         self._saturation = Saturation()
@@ -212,6 +220,12 @@ class Metrics(Collector):
         yield _collect_demand(versions)
         yield from _collect_queues(serving)
         yield from _collect_accounts(serving)
+        readings = self._gpus() if self._gpus is not None else []
+        if self._gpus is not None:
+            yield from gpu.collect(readings)
+        if self._triton_names:
+            accounts = [(labels, each.statistics.snapshot(), each.depth) for labels, each in serving]
+            yield from triton.collect(accounts, readings)
 
     def describe(self) -> list[Metric]:
         """Nothing: names are checked by tests, and a registry that asked would collect."""

@@ -4,6 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from forwardpass_server.observe.gpu import Reading
 from forwardpass_server.observe.merged import GAUGES, MergedPages, read
 from forwardpass_server.observe.metrics import Metrics
 
@@ -88,7 +89,8 @@ def test_of_a_process_that_is_late_the_page_before_stands() -> None:
 
 
 def test_every_gauge_of_the_server_has_a_rule_and_every_rule_a_gauge() -> None:
-    metrics = Metrics(methods=["/a/B"], build={"version": "1"})
+    gpu = Reading(gpu="0", uuid="GPU-1", busy_ratio=0.5)
+    metrics = Metrics(methods=["/a/B"], build={"version": "1"}, gpus=lambda: [gpu], triton_names=True)
     page = read(generate_latest(metrics.registry).decode())
     assert {name for name, family in page.items() if family.kind == "gauge"} == GAUGES.keys()
-    assert {family.kind for family in page.values()} <= {"counter", "gauge", "histogram"}
+    assert {family.kind for family in page.values()} <= {"counter", "gauge", "histogram", "unknown"}

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from forwardpass_server.errors import InvalidRequest, Overloaded, RunFailed
+from forwardpass_server.errors import DeadlineExpired, InvalidRequest, Overloaded, RunFailed
 from forwardpass_server.observe.metrics import Metrics
 from forwardpass_server.observe.statistics import VersionStatistics
 from forwardpass_server.observe.timeline import Timeline
@@ -222,3 +222,27 @@ def test_two_servers_in_one_process_do_not_share_their_metrics() -> None:
 def test_a_registry_may_be_given() -> None:
     registry = CollectorRegistry()
     assert Metrics(methods=[], build={}, registry=registry).registry is registry
+
+
+def test_tritons_names_show_the_same_account_and_only_when_asked_for() -> None:
+    metrics = Metrics(methods=[], build={}, triton_names=True)
+    served = Served()
+    served.timeline.received_ns = 1
+    served.statistics.ran([served, served], 8, 1_000_000, 1_000_000, 3_000_000)
+    served.statistics.answered([served, served], 8)
+    for error in (InvalidRequest("x"), RunFailed("x"), Overloaded("x", retry_after_s=1), DeadlineExpired("x")):
+        served.statistics.refused(error)
+    metrics.serve("mnist_cnn", 3, served)
+    assert value(metrics, "nv_inference_request_success", **MNIST) == 2
+    assert value(metrics, "nv_inference_count", **MNIST) == 8
+    assert value(metrics, "nv_inference_exec_count", **MNIST) == 1
+    assert value(metrics, "nv_inference_compute_infer_duration_us", **MNIST) == 4000
+    assert value(metrics, "nv_inference_pending_request_count", **MNIST) == 7
+    failures = {
+        reason: value(metrics, "nv_inference_request_failure", **MNIST, reason=reason)
+        for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+    }
+    assert failures == {"REJECTED": 2, "CANCELED": 0, "BACKEND": 1, "OTHER": 1}
+    page = generate_latest(metrics.registry).decode()
+    assert 'nv_inference_request_success{model="mnist_cnn",version="3"} 2.0' in page.splitlines(), "no _total"
+    assert "nv_" not in generate_latest(full().registry).decode()
