@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODELS ?= models
+MINUTES ?= 10
 # Exactly one build of ONNX Runtime: the CUDA one where an NVIDIA GPU answers, else the CPU one.
 RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 SOURCES := clients proto server training tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test conformance compat check format proto bench bench-quick clean
+.PHONY: help demo serve test conformance fuzz compat check format proto bench bench-quick clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,9 +33,13 @@ serve: $(VENV)/.run  ## the same models, served until Ctrl-C; says what to try n
 
 test: $(VENV)/.dev  ## every test that takes no long training and no other verb below (data sets: skipped when they cannot be had)
 	$(BIN)/python -m pytest -m "not training and not compat" --ignore=tests/conformance
+	$(BIN)/python -m pytest tests/conformance/test_fuzz.py
 
 conformance: $(VENV)/.dev  ## hostile requests, stops, reloads and a fuzzer against a real server; table of case, expected, got
 	$(BIN)/python -m pytest tests/conformance
+
+fuzz: $(VENV)/.dev  ## random bytes, requests and values to a real server, for MINUTES=10; what it finds ends it with an example
+	FORWARDPASS_FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/conformance/test_fuzz.py
 
 compat: $(VENV)/.dev  ## clients and models of others: tritonclient, perf_analyzer, KServe, fresh stubs, ONNX's own test suite
 	$(BIN)/python -m pytest -m compat tests/compat

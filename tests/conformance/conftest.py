@@ -17,6 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conformance import models, report
+from conformance.operators import OPERATORS
 from conformance.process import MIB, ServerProcess, Start
 from conformance.wire import DATATYPES, Caller, Outcome, ask, ok, zeros
 
@@ -27,10 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every tiny model; and `broken`, which is known and can never be ready; and `copied`, without a manifest."""
+    """Every tiny model; models of one operator; `broken`, known and never ready; and `copied`, without a manifest."""
     root = tmp_path_factory.mktemp("repository")
     for name, model in models.everything().items():
         models.publish(root, name, model)
+    for name, operator in OPERATORS.items():
+        models.publish(root, name, operator.model())
     models.publish(root, "broken", b"\x08\x08this is no model")
     models.copy(root, "copied", models.mlp())
     return root
@@ -125,8 +128,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table: case, expected, got."""
+    """Print the table: case, expected, got; and how much was fuzzed."""
     rows: dict[report.Case, report.Row] = {}
+    fuzzing = report.Fuzzing()
     for result in ("passed", "failed", "error"):
         for each in terminalreporter.getreports(result):
             if not isinstance(each, pytest.TestReport):  # a file that could not be collected
@@ -136,6 +140,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 row = rows.setdefault(case, report.Row(Counter(), Counter()))
                 row.results[result] += 1
                 row.got.update(str(value) for name, value in each.user_properties if name == "got")
+                for name, value in each.user_properties:
+                    if name == "fuzzed":
+                        row.got.update(value)
+                        fuzzing.add(value, each.duration, failed=result != "passed")
     if rows:
         terminalreporter.section("conformance")
         terminalreporter.write_line(report.table(rows))
+    if fuzzing.cases:
+        terminalreporter.write_line(str(fuzzing))

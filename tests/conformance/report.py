@@ -1,4 +1,4 @@
-"""The table of case, expected and got."""
+"""The table of case, expected and got; and how much was fuzzed."""
 
 import re
 from collections import Counter
@@ -27,6 +27,24 @@ class Row(NamedTuple):
 
     got: Counter[str]
     results: Counter[str]
+
+
+class Fuzzing:
+    """How many cases the fuzzer has run, for how long, and how many of its targets found something."""
+
+    def __init__(self) -> None:
+        self.cases = 0
+        self._seconds = 0.0
+        self._findings = 0
+
+    def add(self, codes: Counter[str], seconds: float, *, failed: bool) -> None:
+        """Count the cases of one target, by the code they ended with."""
+        self.cases += codes.total()
+        self._seconds += seconds
+        self._findings += failed
+
+    def __str__(self) -> str:
+        return f"fuzzed: {self.cases} cases in {self._seconds / 60:.1f} minutes, {self._findings} findings"
 
 
 def table(rows: Mapping[Case, Row]) -> str:

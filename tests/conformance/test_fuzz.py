@@ -1,18 +1,25 @@
 """Any bytes and any request end in OK or in the caller's fault: never INTERNAL, never UNKNOWN, never a crash.
 
 Protobuf's own parser is the law: what it cannot read is INVALID_ARGUMENT, and what was served was served as it reads
-it. A short, repeatable run by default; FORWARDPASS_FUZZ_EXAMPLES=100000 is a long one, different each time.
+it. A short, repeatable run by default; with FORWARDPASS_FUZZ_MINUTES=10 (`make fuzz`) one of so many minutes, different
+each time. Whatever it finds becomes an `@example` here, or a test of its own in the file of what was wrong.
 """
 
+import functools
 import math
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+from conformance import operators
+from conformance.operators import OPERATORS
 from conformance.process import ServerProcess
-from conformance.wire import CONTENTS, DATATYPES, INFERENCE, NUMPY, Caller, Outcome, ask, strings, zeros
+from conformance.wire import CONTENTS, DATATYPES, INFERENCE, NUMPY, Caller, Outcome, ask, strings, tensor, zeros
 from google.protobuf.message import DecodeError, Message
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -20,19 +27,40 @@ from hypothesis import strategies as st
 from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_proto import health_pb2
 
-EXAMPLES = int(os.environ.get("FORWARDPASS_FUZZ_EXAMPLES", "600"))
+MINUTES = float(os.environ.get("FORWARDPASS_FUZZ_MINUTES", "0"))
+EXAMPLES = 600
+"""Of one target; in a longer run, of each of its rounds."""
+TARGETS = 7
+SECONDS = MINUTES * 60 / TARGETS
+"""That one target has."""
 
-fuzz = settings(
+rounds = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize="FORWARDPASS_FUZZ_EXAMPLES" not in os.environ,
+    derandomize=not MINUTES,
     database=None,
+    print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
 pytestmark = [
     pytest.mark.case("fuzz", "any bytes, any request", "OK or the caller's fault"),
-    pytest.mark.timeout(max(120, EXAMPLES)),
+    pytest.mark.timeout(120 + 2 * SECONDS),
 ]
+
+
+def fuzz(target: Callable[..., None]) -> Callable[..., None]:
+    """Run a target for one round, or for its share of FORWARDPASS_FUZZ_MINUTES, each round with another seed."""
+    one_round = rounds(target)
+
+    @functools.wraps(one_round)
+    def until_its_time_is_over(*args: Any, **kwargs: Any) -> None:
+        give_up = time.monotonic() + SECONDS
+        one_round(*args, **kwargs)
+        while time.monotonic() < give_up:
+            one_round(*args, **kwargs)
+
+    return until_its_time_is_over
+
 
 OK = grpc.StatusCode.OK
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -51,22 +79,18 @@ PROMPT_S = 5.0
 
 
 @pytest.fixture
-def fuzzed(server: ServerProcess) -> Iterator[Caller]:
+def fuzzed(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Caller]:
     """A channel that all examples of one test share; what comes back over it is counted by code alone."""
-    with Caller(server.target) as caller:
+    codes: Counter[str] = Counter()
+    request.node.user_properties.append(("fuzzed", codes))
+    with Caller(server.target, lambda outcome: codes.update([outcome.code.name])) as caller:
         yield caller
 
 
 @pytest.fixture
-def survive(fuzzed: Caller, request: pytest.FixtureRequest) -> Callable[[bytes], None]:
+def survive(fuzzed: Caller) -> Callable[[bytes], None]:
     """Send a ModelInfer of these bytes and assert the property."""
-
-    def send(body: bytes) -> None:
-        outcome = fuzzed.call("ModelInfer", body)
-        request.node.user_properties.append(("got", outcome.code.name))
-        check(body, outcome)
-
-    return send
+    return lambda body: check(body, fuzzed.call("ModelInfer", body))
 
 
 def parsed(kind: type[Message], body: bytes) -> Message | None:
@@ -305,6 +329,39 @@ def requests(draw: st.DrawFn) -> bytes:
 @fuzz
 @given(body=requests())
 def test_any_request_is_survived(survive: Callable[[bytes], None], body: bytes) -> None:
+    survive(body)
+
+
+# ----------------------------------------------------------------------------------------------------------- values
+
+# Little, or more than any machine has: what lies between would only measure how long memory takes to fill.
+EXTREMES = [-(1 << 63), 1 << 44, (1 << 63) - 1]
+NUMBERS_OF_OPERATORS = st.integers(-3, 9) | st.sampled_from(EXTREMES)
+DIGITS = st.text(st.characters(codec="utf-8"), max_size=4) | st.integers().map(str) | st.floats().map(str)
+
+
+@st.composite
+def values(draw: st.DrawFn) -> bytes:
+    """A request of sound form to a model of one operator, with any values, of any small size."""
+    model = draw(st.sampled_from(sorted(OPERATORS)))
+    given_inputs = []
+    for name, (element, dimensions) in OPERATORS[model].inputs.items():
+        shape = tuple(each if isinstance(each, int) else draw(st.integers(0, 4)) for each in dimensions)
+        count = math.prod(shape)
+        if element == operators.INT64:
+            numbers = draw(st.lists(NUMBERS_OF_OPERATORS, min_size=count, max_size=count))
+            given_inputs.append(tensor(name, np.array(numbers, np.int64).reshape(shape)))
+        elif element == operators.BYTES:
+            texts = draw(st.lists(DIGITS, min_size=count, max_size=count))
+            given_inputs.append(strings(name, [text.encode() for text in texts], shape))
+        else:
+            given_inputs.append(zeros("FP32", shape, name))
+    return ask(model, *given_inputs).SerializeToString()
+
+
+@fuzz
+@given(body=values())
+def test_any_values_are_survived(survive: Callable[[bytes], None], body: bytes) -> None:
     survive(body)
 
 

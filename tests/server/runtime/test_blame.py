@@ -114,3 +114,9 @@ def test_what_is_not_about_data_is_ours_and_keeps_its_text_for_the_log(error: Ex
     verdict = blame(error)
     assert type(verdict) is RunFailed
     assert str(verdict) == " ".join(str(error).split())
+
+
+def test_an_answer_that_numpy_cannot_hold_is_the_callers_fault() -> None:
+    verdict = blame(ValueError("array is too big"))
+    assert type(verdict) is InvalidRequest
+    assert str(verdict) == "no array can hold the model's answer to these values: array is too big"
