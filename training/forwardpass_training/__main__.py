@@ -11,6 +11,8 @@
     publish RUN --repository DIR   export, prove, and add the next version to a model repository
     optimise RUN                try smaller and faster forms of it: int8, fp16; publish one that passes
     explain RUN                 export a graph that answers and says why, and publish it beside the model
+    sample RUN [--prompt …]     text that a language model writes
+    generator RUN               export a graph that writes text, for a server, and publish it
     attack RUN                  accuracy under adversarial attack, of a file or of a running server
     retrain MODEL --repository DIR   train the serving version anew, and publish if it is not worse
 
@@ -33,7 +35,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from forwardpass_training import finished, run
+from forwardpass_training import finished, run, writing
 from forwardpass_training.arguments import FAILED, MISSED_GATE, MISUSED, OK, STOPPED, RunArgument, RunsDir, parse
 from forwardpass_training.config import Gate, RunConfig
 from forwardpass_training.data import DataStore
@@ -312,6 +314,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "optimise": finished.optimise,
     "explain": finished.explain,
     "attack": finished.attack,
+    "sample": writing.sample,
+    "generator": writing.generator,
 }
 
 

@@ -19,15 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forwardpass_server.lifecycle import repository
-from forwardpass_server.lifecycle.repository import CONFIG_FILE, Tolerance, VersionFolder
+from forwardpass_server.lifecycle.repository import Tolerance, VersionFolder
 from forwardpass_training import report, run
-from forwardpass_training.errors import BadSetting, PublishFailed
+from forwardpass_training.errors import BadSetting
 from forwardpass_training.export import export
 from forwardpass_training.exportable import Exportable, Tensors
-from forwardpass_training.folder import RunFolder, write_whole
+from forwardpass_training.folder import RunFolder
 from forwardpass_training.gradient import InputGradient, flipping, scored
-from forwardpass_training.publish import publish_export
+from forwardpass_training.publish import configure, publish_export
 from forwardpass_training.verify import ParityReport, measure
 
 STEPS = 32
@@ -200,7 +199,8 @@ def publish_explanation(
     folder = RunFolder.open(run_folder)
     name = f"{model or folder.config().name}{SUFFIX}"
     explained = explainable(run.exportable(run_folder), steps=explanation.steps)
-    _bound_batches(root, name, explanation.steps)
+    bound = f"# each row costs {explanation.steps} gradients, and batching them gains nothing\n"
+    configure(root, name, f"{bound}max_batch_size: {MAX_BATCH_SIZE}\n")
     return publish_export(
         explanation.file,
         explained,
@@ -214,21 +214,6 @@ def publish_explanation(
         notes={"explains": model or folder.config().name},
         tolerances=explanation.parity.tolerances,
     )
-
-
-def _bound_batches(root: Path, model: str, steps: int) -> None:
-    """Before the first version, so that no server ever loads it unbounded."""
-    if not repository.is_model_name(model):
-        raise PublishFailed(f"{model!r:.160} is no model name: use letters, digits, '_', '.', '-'")
-    config = root / model / CONFIG_FILE
-    if config.exists():
-        return
-    text = f"# each row costs {steps} gradients, and batching them gains nothing\nmax_batch_size: {MAX_BATCH_SIZE}\n"
-    try:
-        config.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(config, lambda file: file.write(text.encode()))
-    except OSError as exc:
-        raise PublishFailed(f"cannot write {config}: {exc}; nothing was published") from exc
 
 
 def tolerances(explained: Exportable) -> dict[str, Tolerance]:

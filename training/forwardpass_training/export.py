@@ -56,10 +56,35 @@ def export(exportable: Exportable, path: Path, *, opset: int = OPSET, embed_byte
         _trace(exportable, file, opset, external)
         model = onnx.load(file, load_external_data=False)
         _scrub(model)
-        _describe(model, exportable.metadata)
-        onnx.save(model, file)
-        _check(model, file, exportable)
+        _finish(model, file, exportable)
         return _put(file.parent if external else file, path)
+
+
+def write(model: ModelProto, exportable: Exportable, path: Path) -> Path:
+    """Write a graph that was built by hand, with the same description and under the same checks as `export`.
+
+    Args:
+        model: the graph, its weights within.
+        exportable: what it computes; the `module` is not looked at.
+        path: of the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        ExportFailed: ONNX refuses it, or a name or shape is not what was asked; `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as staging:
+        file = Path(staging) / "model.onnx"
+        _finish(model, file, exportable)
+        return _put(file, path)
+
+
+def _finish(model: ModelProto, file: Path, exportable: Exportable) -> None:
+    _describe(model, exportable.metadata)
+    onnx.save(model, file)
+    _check(model, file, exportable)
 
 
 def _trace(exportable: Exportable, file: Path, opset: int, external: bool) -> None:

@@ -16,13 +16,20 @@ import onnx.numpy_helper
 import torch
 
 from forwardpass_server.lifecycle import repository
-from forwardpass_server.lifecycle.repository import MODEL_FILE, Contents, GoldenSet, Tolerance, VersionFolder
+from forwardpass_server.lifecycle.repository import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    Contents,
+    GoldenSet,
+    Tolerance,
+    VersionFolder,
+)
 from forwardpass_training import run
 from forwardpass_training.config import Gate
 from forwardpass_training.errors import PublishFailed
 from forwardpass_training.export import export
 from forwardpass_training.exportable import Exportable
-from forwardpass_training.folder import RunFolder
+from forwardpass_training.folder import RunFolder, write_whole
 from forwardpass_training.portable import not_portable
 from forwardpass_training.report import draw
 from forwardpass_training.verify import ParityReport, measure
@@ -52,14 +59,7 @@ def publish(run_folder: Path, root: Path, *, model: str | None = None, force: bo
         DataError: the run's held-out data cannot be had.
     """
     folder = RunFolder.open(run_folder)
-    config = folder.config()
-    metrics: dict[str, float] = run.metrics(run_folder)["held_out"]
-    missed = [gate for gate in config.gates if not gate.holds(metrics)]
-    if missed and not force:
-        raise PublishFailed(
-            f"{run_folder} does not reach what {config.name} asks: {_explain(missed, metrics)}; "
-            "train longer or differently, or publish it nevertheless with --force"
-        )
+    metrics, notes = passed_gates(folder, force=force)
     exportable = run.exportable(run_folder)
     file = export(exportable, run_folder / MODEL_FILE)
     report = measure(file, exportable)
@@ -71,10 +71,45 @@ def publish(run_folder: Path, root: Path, *, model: str | None = None, force: bo
         exportable,
         report,
         root,
-        model=model or config.name,
+        model=model or folder.config().name,
         metrics=metrics,
-        notes={"gates_missed": [str(gate) for gate in missed]} if missed else {},
+        notes=notes,
     )
+
+
+def passed_gates(folder: RunFolder, *, force: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
+    """A finished run's held-out metrics, and what the manifest must say about the gates: which were missed.
+
+    Raises:
+        PublishFailed: one is missed, and nobody forces it.
+    """
+    config = folder.config()
+    metrics: dict[str, float] = run.metrics(folder.path)["held_out"]
+    missed = [gate for gate in config.gates if not gate.holds(metrics)]
+    if missed and not force:
+        raise PublishFailed(
+            f"{folder.path} does not reach what {config.name} asks: {_explain(missed, metrics)}; "
+            "train longer or differently, or publish it nevertheless with --force"
+        )
+    return metrics, {"gates_missed": [str(gate) for gate in missed]} if missed else {}
+
+
+def configure(root: Path, model: str, text: str) -> None:
+    """Write a model's config.pbtxt where it has none: before its first version, so that no server loads it without.
+
+    Raises:
+        PublishFailed: that is no model name, or the disk refuses.
+    """
+    if not repository.is_model_name(model):
+        raise PublishFailed(f"{model!r:.160} is no model name: use letters, digits, '_', '.', '-'")
+    config = root / model / CONFIG_FILE
+    if config.exists():
+        return
+    try:
+        config.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(config, lambda file: file.write(text.encode()))
+    except OSError as exc:
+        raise PublishFailed(f"cannot write {config}: {exc}; nothing was published") from exc
 
 
 def publish_export(

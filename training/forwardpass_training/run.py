@@ -25,6 +25,7 @@ from forwardpass_training.models import CharLstm, served
 from forwardpass_training.progress import Reporter, is_told
 from forwardpass_training.reference_statistics import STATISTICS_FILE
 from forwardpass_training.report.words import settings_of
+from forwardpass_training.samples import is_sampled, write_samples
 from forwardpass_training.task import Task
 from forwardpass_training.tracking import NoTracker, Tracker, tracked
 from forwardpass_training.train import steps_per_epoch, train
@@ -132,6 +133,18 @@ def dataset(path: Path, store: DataStore | None = None) -> Dataset:
     return _load_same_data(folder, folder.config(), store or DataStore.from_environment())
 
 
+def network(path: Path) -> nn.Module:
+    """The network of a finished run, in eval mode, on the CPU.
+
+    Raises:
+        RunFolderError: no run there, or one that did not finish.
+        CheckpointError: its weights are damaged.
+    """
+    folder = RunFolder.open(path)
+    folder.read_json("metrics.json")
+    return _trained(folder, folder.config()).eval().requires_grad_(False)
+
+
 def exportable(path: Path, store: DataStore | None = None) -> Exportable:
     """The network of a finished run, ready to export, on the CPU.
 
@@ -198,6 +211,10 @@ def _train(
         latest = now
         if now.history:
             surroundings.tracker.epoch(now.epochs, now.history[-1])
+            if config.task == "language" and is_sampled(now.epochs, config.epochs):
+                writer = checkpoint.restore(now.answering, config.model.build())
+                assert isinstance(writer, CharLstm)
+                write_samples(folder.path, writer, dataset, epoch=now.epochs, seed=config.seed)
             if is_told(now.epochs, config.epochs):
                 reporter.line(_epoch_line(config, now))
 

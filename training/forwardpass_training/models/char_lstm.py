@@ -18,7 +18,7 @@ State = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class CharLstmConfig(ModelConfig):
-    """One-hot characters → LSTM × layers → Dense(vocabulary)."""
+    """Characters, one-hot or embedded → LSTM × layers → Dense(vocabulary)."""
 
     vocabulary: int = 65
     """Distinct characters."""
@@ -26,8 +26,13 @@ class CharLstmConfig(ModelConfig):
     """Units of each LSTM."""
     layers: int = 2
     """LSTMs, one on the other."""
+    embedding: int | None = None
+    """Numbers that stand for a character, learnt; None: one-hot."""
     dropout: float = 0.0
     """Share of each LSTM's outputs left out in each training step."""
+    recurrent_dropout: float = 0.0
+    """Share of the weights that lead from one character to the next left out in each training step (DropConnect, as in
+    Merity et al. 2017)."""
 
     def fitted(self, dataset: Dataset) -> "CharLstmConfig":
         """See `ModelConfig.fitted`."""
@@ -49,8 +54,9 @@ class CharLstm(nn.Module):
     def __init__(self, config: CharLstmConfig) -> None:
         super().__init__()
         self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.embedding) if config.embedding else None
         self.lstm = nn.LSTM(
-            config.vocabulary,
+            config.embedding or config.vocabulary,
             config.hidden,
             config.layers,
             batch_first=True,
@@ -64,11 +70,35 @@ class CharLstm(nn.Module):
             nn.init.ones_(getattr(self.lstm, f"bias_ih_l{layer}").data[forget])
 
     def forward(self, tokens: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        one_hot = functional.one_hot(tokens, self.config.vocabulary).float()  # [batch, time, vocabulary]
         # nn.LSTM keeps its states [layers, batch, hidden] even when batch_first
         states = (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
-        features, (h, c) = self.lstm(one_hot, states)
+        features, h, c = self._recur(self._features(tokens), states)
         return self.head(self.dropout(features)), h.transpose(0, 1), c.transpose(0, 1)
+
+    def token_table(self) -> Tensor:
+        """What the first LSTM sees of each token, float32 [vocabulary, features]."""
+        if self.embedding is None:
+            return torch.eye(self.config.vocabulary, device=self.head.weight.device)
+        return self.embedding.weight
+
+    def _features(self, tokens: Tensor) -> Tensor:
+        """[batch, time] → [batch, time, features]"""
+        if self.embedding is None:
+            return functional.one_hot(tokens, self.config.vocabulary).float()
+        features: Tensor = self.embedding(tokens)
+        return features
+
+    def _recur(self, features: Tensor, states: State) -> tuple[Tensor, Tensor, Tensor]:
+        """The LSTMs; while training, with other recurrent weights left out in every call."""
+        if not (self.training and self.config.recurrent_dropout):
+            features, (h, c) = self.lstm(features, states)
+            return features, h, c
+        weights = [
+            functional.dropout(weight, self.config.recurrent_dropout) if name.startswith("weight_hh") else weight
+            for name, weight in self.lstm.named_parameters()
+        ]
+        lstm = self.lstm
+        return torch.lstm(features, states, weights, True, lstm.num_layers, lstm.dropout, True, False, True)
 
     def zero_state(self, batch: int) -> State:
         """h and c at the beginning of a text."""

@@ -23,14 +23,14 @@ class FusedCharLstm(nn.Module):
     def __init__(self, twin: CharLstm) -> None:
         super().__init__()
         self.config = twin.config
-        self.one_hot = nn.Buffer(torch.eye(self.config.vocabulary))
+        self.table = nn.Buffer(twin.token_table().detach().clone())
         self.layers = nn.ModuleList(_Layer(twin.lstm, layer) for layer in range(self.config.layers))
         self.head = nn.Linear(self.config.hidden, self.config.vocabulary)
         self.head.load_state_dict(twin.head.state_dict())
         self.requires_grad_(False)
 
     def forward(self, tokens: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = functional.embedding(tokens, self.one_hot).transpose(0, 1)  # [time, batch, vocabulary]
+        x = functional.embedding(tokens, self.table).transpose(0, 1)  # [time, batch, features]
         h1, c1 = [], []
         for index, layer in enumerate(self.layers):
             x, h, c = layer(x, h0[:, index].unsqueeze(0), c0[:, index].unsqueeze(0))

@@ -39,8 +39,8 @@ class ModelConfig(ABC):
             sizes = [size for size in (value if isinstance(value, tuple) else (value,)) if type(size) is int]
             if min(sizes, default=1) < 1:
                 raise BadSetting(f"model.{field.name} is {value}; every size in it must be at least 1")
-            if field.name == "dropout" and not 0 <= value < 1:
-                raise BadSetting(f"model.dropout is {value}; it is a share, from 0 to below 1")
+            if field.name.endswith("dropout") and not 0 <= value < 1:
+                raise BadSetting(f"model.{field.name} is {value}; it is a share, from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
