@@ -1,5 +1,6 @@
-"""Three small networks, exported once for all tests: an export costs seconds."""
+"""Three small networks, exported once for all tests: an export costs seconds, and one thread is enough for them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,19 @@ from forwardpass_training.recipes import digits_cnn
 from forwardpass_training.run import Surroundings
 from forwardpass_training.task import Task
 
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+COMPUTES_S = 600
+"""Tests here compute, ten times as long on a slow and busy machine; the suite's own bound is for servers that hang."""
+
 VOCABULARY, HIDDEN, LAYERS = 5, 4, 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test of this folder its time, the making of its fixtures included."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(COMPUTES_S))
 
 
 @dataclass(frozen=True)

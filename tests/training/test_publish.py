@@ -138,7 +138,9 @@ def test_what_the_repository_refuses_is_a_failed_publish(tmp_path: Path, exporte
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run; no test changes it but by exporting into it."""
-    return run.start(linear_regression(), tmp_path_factory.mktemp("runs"), run.Surroundings(device="cpu")).path
+    return run.start(
+        linear_regression(), tmp_path_factory.mktemp("runs"), run.Surroundings(device="cpu", threads=1)
+    ).path
 
 
 def with_metrics(folder: Path, copy: Path, **held_out: float) -> Path:
@@ -182,11 +184,11 @@ def test_an_export_that_is_not_the_network_publishes_nothing(
 ) -> None:
     run_folder = with_metrics(finished, tmp_path / "run")
 
-    def export_wrongly(exportable: Exportable, path: Path) -> Path:
-        export(exportable, path)
-        model = onnx.load(path)
-        (weight,) = [each for each in model.graph.initializer if each.name.endswith("weight")]
-        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(0.01), weight.name))
+    model = onnx.load(export(run.exportable(run_folder), tmp_path / "wrong.onnx"))
+    (weight,) = [each for each in model.graph.initializer if each.name.endswith("weight")]
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(0.01), weight.name))
+
+    def export_wrongly(_: Exportable, path: Path) -> Path:
         onnx.save(model, path)
         return path
 

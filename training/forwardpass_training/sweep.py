@@ -39,6 +39,8 @@ KEPT_ASIDE = 0.15
 """Share of the training rows that judges the trials, where the recipe keeps none aside."""
 UNPRUNED_TRIALS = 4
 """Trials that run to their end before any is cut short."""
+GUESSED_RATE = 5
+"""Times the recipe's learning rate, in the second trial (Smith 2018, super-convergence)."""
 
 
 @dataclass(frozen=True)
@@ -233,24 +235,31 @@ class Sweep:
         )
         # a sampler has no memory but the trials: seeded by their number, it goes on as if never stopped
         study.sampler = optuna.samplers.TPESampler(seed=self.config.seed + len(study.trials))
-        if not study.trials and (own := self._own()) is not None:
-            study.enqueue_trial(own)  # the recipe's own settings come first, to be compared with
+        if not study.trials:
+            for settings in ({}, self._guess()):  # the recipe's own come first, to be compared with
+                if (parameters := self._parameters(settings)) is not None:
+                    study.enqueue_trial(parameters, skip_if_exists=True)
         return study
 
-    def _own(self) -> dict[str, Any] | None:
-        """The recipe's own settings as parameters of a trial; None where the space leaves one of them out."""
-        own: dict[str, Any] = {}
+    def _guess(self) -> dict[str, Any]:
+        """What helps many recipes: a rate too high to end with, on a schedule that ends low."""
+        return {"learning_rate": GUESSED_RATE * self.config.learning_rate, "schedule": "one_cycle"}
+
+    def _parameters(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """These settings, and for the rest the recipe's own, as parameters of a trial; None where the space leaves
+        one of them out."""
+        parameters: dict[str, Any] = {}
         for path, values in self.space.items():
-            value = get(self.config, path)
+            value = settings.get(path, get(self.config, path))
             if isinstance(values, Range):
                 if not values.low <= value <= values.high:
                     return None
-                own[path] = value
+                parameters[path] = value
             elif value not in values:
                 return None
             else:
-                own[path] = values.index(value)
-        return own
+                parameters[path] = values.index(value)
+        return parameters
 
     def _forget_the_killed(self, study: "Study") -> None:
         """A trial that still runs belongs to a process that is gone: its settings are tried again."""
