@@ -43,6 +43,8 @@ class Limits:
     """Bytes of input tensors that may wait."""
     max_delay_s: float = 0.0
     """How long a batch that is not full may wait for mates, in seconds; 0 takes at once."""
+    enough_rows: int = 0
+    """Rows with which a batch waits no longer; 0: only when it is full."""
     max_latency_s: float = inf
     """How long a request may take from its arrival, in seconds: the deadline of those with none, or a later one."""
     shortest_run_s: float = 0.0
@@ -55,7 +57,7 @@ class Limits:
     """How long requests may wait, and how many, by priority."""
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_delay_s", "shortest_run_s", "priorities", "default_priority"):
+        for name in ("max_rows", "max_delay_s", "enough_rows", "shortest_run_s", "priorities", "default_priority"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("max_requests", "max_bytes"):
@@ -200,7 +202,7 @@ def next_action(waiting: Sequence[Request], now: float, limits: Limits, cost: Se
     action.rows = rows
     if not batch:
         action.wait_s = inf
-    elif limits.max_delay_s and not full and rows < max_rows:
+    elif limits.max_delay_s and not full and rows < (limits.enough_rows or max_rows):
         due = min(request.timeline.queued_ns for request in batch) * 1e-9 + limits.max_delay_s
         # No delay is worth a deadline: who could not wait that long and run is run now.
         if now < due < min(request.deadline for request in batch) - cost.seconds(rows):

@@ -7,6 +7,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from forwardpass_server.observe.timeline import Timeline
+from forwardpass_server.scheduling.lifeline import Lifeline
+from forwardpass_server.scheduling.sequence import Position
 
 Array: TypeAlias = np.ndarray
 Inputs: TypeAlias = Sequence[Array | None]
@@ -53,6 +55,8 @@ class Request:
         wait_until: `time.monotonic()` seconds until when it may wait for its run; set by the queue.
         responder: who gets the answer.
         timeline: its stamps.
+        position: where it stands in its sequence; None for one of its own.
+        lifeline: of the stream that it came by; None for a unary one.
         merge_key: requests may share a run only if theirs are equal; set by the scheduler.
         rank: where it stands in the queue, set there; smaller runs first.
     """
@@ -60,9 +64,11 @@ class Request:
     __slots__ = (
         "deadline",
         "inputs",
+        "lifeline",
         "merge_key",
         "nbytes",
         "outputs",
+        "position",
         "priority",
         "rank",
         "responder",
@@ -84,6 +90,8 @@ class Request:
         deadline: float = inf,
         priority: int = 0,
         timeout_s: float = inf,
+        position: Position | None = None,
+        lifeline: Lifeline | None = None,
     ) -> None:
         self.inputs = inputs
         self.rows = rows
@@ -93,6 +101,8 @@ class Request:
         self.priority = priority
         self.responder = responder
         self.timeline = timeline
+        self.position = position
+        self.lifeline = lifeline
         self.merge_key: Hashable = None
         self.rank: Rank = (0, False, inf)
         self.timeout_s = timeout_s
