@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from forwardpass_proto import model_config_pb2 as pb
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.scheduling.ensemble import EnsembleScheduler
+from forwardpass_server.scheduling.generation import GenerationScheduler
 from forwardpass_server.scheduling.policy import Limits
 from forwardpass_server.tensors.signature import TensorSpec
 
@@ -25,7 +26,7 @@ def config_in_force(version: LoadedVersion) -> pb.ModelConfig:
     if isinstance(version.scheduler, EnsembleScheduler):  # nothing is left to be found out about one
         config.name = version.model
         return config
-    signature, limits = version.signature, version.scheduler.limits
+    signature = version.signature
     config.name, config.platform, config.backend = version.model, version.platform, BACKEND
     config.max_batch_size = signature.max_batch_size
     config.default_model_filename = version.settings.filename
@@ -39,8 +40,11 @@ def config_in_force(version: LoadedVersion) -> pb.ModelConfig:
     config.ClearField("output")
     config.MergeFrom(in_force)
     _complete_instances(config, version.provider)
-    if limits.max_rows > 1:
-        _complete_batching(config.dynamic_batching, limits)
+    if isinstance(version.scheduler, GenerationScheduler):
+        config.model_transaction_policy.decoupled = True
+        config.max_batch_size = 0  # the first dimension of a prompt is no batch
+    elif version.scheduler.limits.max_rows > 1:
+        _complete_batching(config.dynamic_batching, version.scheduler.limits)
     else:  # each request runs alone, whatever was asked for
         config.ClearField("dynamic_batching")
     return config

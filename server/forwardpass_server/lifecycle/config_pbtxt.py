@@ -46,6 +46,7 @@ HONOURED = (
     r"response_cache(\.enable)?",
     r"ensemble_scheduling\.step\[\d+\]\.(model_name|model_version|(input|output)_map\[.*)",
     r"model_warmup\[\d+\](\..*)?",
+    r"model_transaction_policy(\.decoupled)?",  # of generators; false for all others
     r"optimization|optimization\.graph(\.level)?",
     r"optimization\.execution_accelerators(\.gpu_execution_accelerator\[\d+\]\.(name|parameters\[.*))?",
     r"parameters\[(intra_op_thread_count|inter_op_thread_count|execution_mode|enable_mem_arena|enable_mem_pattern)\]",
@@ -60,7 +61,6 @@ HINTS = (
     r"input\[\d+\]\.format",  # NHWC or NCHW: a name for the dims, which are checked themselves
     r"parameters(\[.*)?",  # of other backends, or of allocators
     r"metric_tags(\[.*)?|model_metrics(\..*)?",
-    r"model_transaction_policy",  # empty, or with decoupled: false, which is how we are
 )
 """Accepted, not used, and logged."""
 

@@ -20,6 +20,7 @@ from forwardpass_server.lifecycle.model_settings import ModelSettings, Unsupport
 from forwardpass_server.lifecycle.repository import VersionFolder
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.scheduling.ensemble import EnsembleScheduler, OnLoop, Step
+from forwardpass_server.scheduling.generation import GenerationScheduler
 from forwardpass_server.tensors import dtypes
 from forwardpass_server.tensors.signature import Signature, TensorSpec
 
@@ -103,9 +104,12 @@ class EnsembleLoader:
 
     def _version(self, step: Step) -> LoadedVersion:
         try:
-            return self._find(step.model, step.version)
+            version = self._find(step.model, step.version)
         except ForwardpassError as exc:
             raise LoadFailed(f"{step}: {exc}") from exc
+        if isinstance(version.scheduler, GenerationScheduler):
+            raise LoadFailed(f"{step}: a generator writes texts piece by piece, and cannot be a step")
+        return version
 
 
 def steps_of(config: pb.ModelConfig) -> tuple[Step, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.scheduling.ensemble import EnsembleScheduler
+from forwardpass_server.scheduling.generation import GenerationScheduler
 from forwardpass_server.scheduling.scheduler import Scheduler
 from forwardpass_server.tensors.signature import Signature
 from forwardpass_server.tensors.wire import Replies
@@ -39,7 +40,7 @@ class LoadedVersion:
     model: str
     number: int
     signature: Signature
-    scheduler: Scheduler | EnsembleScheduler
+    scheduler: Scheduler | EnsembleScheduler | GenerationScheduler
     settings: ModelSettings
     provider: str
     proved: bool

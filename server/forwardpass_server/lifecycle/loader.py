@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
-from forwardpass_server.lifecycle import config_shapes, labels, prove, verify, warmup_requests
+from forwardpass_server.lifecycle import config_shapes, generators, labels, prove, verify, warmup_requests
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.lifecycle.repository import MANIFEST_FILE, VersionFolder
@@ -28,11 +28,14 @@ from forwardpass_server.runtime.warmup import buckets, inline_rows, probe_batchi
 from forwardpass_server.scheduling.batch import one_shape
 from forwardpass_server.scheduling.cost import CostCurve
 from forwardpass_server.scheduling.executor import InlineLoop
+from forwardpass_server.scheduling.generation import GenerationScheduler
 from forwardpass_server.scheduling.policy import Limits
 from forwardpass_server.scheduling.runner import Run
 from forwardpass_server.scheduling.scheduler import Scheduler
 from forwardpass_server.scheduling.termination import Termination
 from forwardpass_server.scheduling.watchdog import Watchdog
+from forwardpass_server.tensors.generator import ON_WIRE, is_generator
+from forwardpass_server.tensors.generator import read as generator_of
 from forwardpass_server.tensors.signature import Signature
 
 log = logging.getLogger(__name__)
@@ -142,13 +145,16 @@ class Loader:
         enter(State.LOADING)
         optional = {each.name for each in settings.message.input if each.optional} if settings.message else ()
         graph = Signature.from_onnx(copy.model, settings.max_batch_size or self._rules.max_batch_size, optional)
-        served = config_shapes.served(settings, graph)
-        signature = served.signature
-        golden = served.golden(
-            prove.read(copy.folder, folder.manifest.golden if folder.manifest else (), served.in_graph)
-        )
         session = self._runtime.open(copy.model, graph, settings)
         try:
+            if is_generator(session.metadata):
+                return self._load_generator(folder, settings, enter, copy, graph, session)
+            generators.check_no_generator(settings)
+            served = config_shapes.served(settings, graph)
+            signature = served.signature
+            golden = served.golden(
+                prove.read(copy.folder, folder.manifest.golden if folder.manifest else (), served.in_graph)
+            )
             run = served.around(session.run)
             with _blaming_the_model():
                 enter(State.WARMING)
@@ -193,6 +199,53 @@ class Loader:
         except BaseException:
             session.close()
             raise
+
+    def _load_generator(
+        self,
+        folder: VersionFolder,
+        settings: ModelSettings,
+        enter: Callable[[State], None],
+        copy: PrivateCopy,
+        graph: Signature,
+        session: Session,
+    ) -> LoadedVersion:
+        """The rest of the way of a version that writes texts."""
+        generators.check_settings(settings)
+        generator = generator_of(session.metadata, graph)
+        golden = prove.read(copy.folder, folder.manifest.golden if folder.manifest else (), graph)
+        enter(State.WARMING)
+        slots = self._rules.max_batch_size if settings.max_batch_size is None else max(settings.max_batch_size, 1)
+        with _blaming_the_model():
+            warmed = generators.warmed(session.run, generator, slots, golden)
+        enter(State.PROVING)
+        self._log(folder, warmed.alone_because, warmed.cost, inline=False, proof_runs=warmed.proof_runs)
+        return LoadedVersion(
+            model=folder.model,
+            number=folder.version,
+            signature=ON_WIRE,
+            scheduler=GenerationScheduler(
+                f"{folder.model}/{folder.version}",
+                session.run,
+                generator,
+                slots=warmed.slots,
+                max_texts=max(1, min(self._rules.max_requests, self._rules.max_queue_bytes // generator.row_bytes)),
+                cost=warmed.cost,
+                watchdog=self._watchdog,
+            ),
+            settings=settings,
+            provider=session.provider,
+            proved=bool(golden),
+            sha256=copy.sha256,
+            properties={
+                **session.metadata,
+                "forwardpass.provider": session.provider,
+                "forwardpass.proved": "true" if golden else "false",
+                "forwardpass.batched": f"false: {warmed.alone_because}" if warmed.alone_because else "true",
+                "forwardpass.slots": str(warmed.slots),
+                "forwardpass.sha256": copy.sha256,
+            },
+            release_session=session.close,
+        )
 
     def _run_wanted(self, run: Run, folder: VersionFolder, settings: ModelSettings, signature: Signature) -> None:
         """The requests of `model_warmup`, each of which must succeed."""

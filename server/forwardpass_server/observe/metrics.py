@@ -34,8 +34,8 @@ OTHER_METHOD = "/other/other"
 class Scheduled(Protocol):
     """What the page reads of a version that serves; a `scheduling.scheduler.Scheduler`. Read on the page's thread."""
 
-    statistics: VersionStatistics
-
+    @property
+    def statistics(self) -> VersionStatistics: ...
     @property
     def depth(self) -> int: ...
     @property

@@ -32,7 +32,8 @@ WINDOW_S = 15.0
 class Serving(Protocol):
     """A version that takes load; a `scheduling.scheduler.Scheduler`."""
 
-    statistics: VersionStatistics
+    @property
+    def statistics(self) -> VersionStatistics: ...
 
     @property
     def depth(self) -> int: ...

@@ -126,6 +126,9 @@ class CountedStream:
     def on_writable(self, callback: Callable[[], None]) -> None:
         self._call.on_writable(callback)
 
+    def when_written(self, callback: Callable[[], None]) -> None:
+        self._call.when_written(callback)
+
     def ended(self, code: str) -> None:
         """Count it, the first time."""
         account, self._account = self._account, None

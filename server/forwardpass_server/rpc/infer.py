@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from forwardpass_server.errors import CallerError
+from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.manager import ModelManager
 from forwardpass_server.observe.timeline import Timeline
-from forwardpass_server.rpc import outputs, parameters, response_cache, timing
+from forwardpass_server.rpc import generate, outputs, parameters, response_cache, timing
 from forwardpass_server.rpc.answer import Answer, Caller
 from forwardpass_server.rpc.parameters import Place
 from forwardpass_server.rpc.response_cache import ResponseCache
+from forwardpass_server.scheduling.generation import GenerationScheduler
 from forwardpass_server.scheduling.request import Request
 from forwardpass_server.tensors.infer_request import InferRequest
 from forwardpass_server.tensors.shared_memory import Part, SharedMemory
@@ -60,11 +62,15 @@ class Infer:
         timeline.decoded_ns = self._clock_ns()
         lease = self._models.lease(decoded.model_name, decoded.model_version)
         try:
+            scheduler = lease.version.scheduler
+            if isinstance(scheduler, GenerationScheduler):
+                self._begin_text(caller, decoded, lease, scheduler, timeline)
+                return
             timed = timing.ASKED in caller.metadata
             answer = Answer(caller, lease, decoded.id, self._encoder, self._clock_ns, timed=timed)
             request = self._checked(caller, decoded, lease.version, answer, timeline)
             if not (lease.version.cached and self._answered_before(lease.version, request, answer)):
-                lease.version.scheduler.submit(request)
+                scheduler.submit(request)
         except BaseException:
             lease.release()
             raise
@@ -93,6 +99,22 @@ class Infer:
             timeout_s=hints.timeout_s,
             priority=hints.priority,
         )
+
+    def _begin_text(
+        self,
+        caller: Caller,
+        decoded: InferRequest,
+        lease: Lease[LoadedVersion],
+        scheduler: GenerationScheduler,
+        timeline: Timeline,
+    ) -> None:
+        """Let a text begin; its reader gives the lease back."""
+        try:
+            text = generate.text_of(caller, lease, scheduler.generator, decoded, timeline)
+        except CallerError as error:
+            scheduler.statistics.refused(error, caller.received_ns)
+            raise
+        scheduler.begin(text)
 
     def _answered_before(self, version: LoadedVersion, request: Request, answer: Answer) -> bool:
         """Answer from the cache; or, where that has no answer, let it keep the one that will be given."""

@@ -151,6 +151,12 @@ class StreamCall(Protocol):
     def on_writable(self, callback: Callable[[], None]) -> None:
         """Run `callback` on the loop thread each time a backlog that was full falls below its low-water mark."""
 
+    def when_written(self, callback: Callable[[], None]) -> None:
+        """Run `callback` on the loop thread once, when nothing is left of the backlog; soon, if nothing is.
+
+        Any thread. It does not run any more when the caller leaves or the stream is finished before.
+        """
+
 
 class StreamHandler(Protocol):
     """One object a stream, made by a `StreamFactory`. Its methods run on the loop thread and must not block."""

@@ -226,6 +226,7 @@ class FakeStream(_FakeCall):
         self._out: deque[bytes] = deque()
         self._status: FakeResult | None = None
         self._on_writable: Callable[[], None] | None = None
+        self._when_written: list[Callable[[], None]] = []
         self._stalled = False
         self._paused = False
         self._full = False
@@ -273,6 +274,14 @@ class FakeStream(_FakeCall):
     def on_writable(self, callback: Callable[[], None]) -> None:
         self._on_writable = callback
 
+    def when_written(self, callback: Callable[[], None]) -> None:
+        with self._server.changed:
+            if self._left or self._status is not None:
+                return
+            self._when_written.append(callback)
+            if not self._out:
+                self._server.call_soon(self._tell_written)
+
     # The caller's side.
 
     def say(self, *bodies: bytes) -> None:
@@ -312,10 +321,21 @@ class FakeStream(_FakeCall):
             self._flush()
             if self._full and len(self._out) <= LOW_WATER:
                 self._full, writable = False, True
+            written = not self._out
+        if written:
+            self._tell_written()
         if writable:
             self._deliver()
             if self._on_writable is not None:
                 self._on_writable()
+
+    def _tell_written(self) -> None:
+        with self._server.changed:
+            if self._out or self._left or self._status is not None:
+                return
+            callbacks, self._when_written = self._when_written, []
+        for callback in callbacks:
+            callback()
 
     def _finish(self, status: FakeResult) -> bool:
         with self._server.changed:

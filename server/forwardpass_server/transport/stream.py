@@ -49,6 +49,7 @@ class BidiCall:
         "_request",
         "_status",
         "_status_if_ok",
+        "_when_written",
         "_writing",
         "deadline",
         "received_ns",
@@ -72,6 +73,7 @@ class BidiCall:
         self._status: Status | None = None
         self._status_if_ok: Status | None = None  # the server stops: what a handler's OK becomes
         self._on_writable: Callable[[], None] | None = None
+        self._when_written: list[Callable[[], None]] = []
         self._handler: StreamHandler | None = None
         self._opened = False  # initial metadata sent
         self._reading = False  # a read is with the core
@@ -150,6 +152,14 @@ class BidiCall:
 
     def on_writable(self, callback: Callable[[], None]) -> None:
         self._on_writable = callback
+
+    def when_written(self, callback: Callable[[], None]) -> None:
+        with self._loop.lock:
+            if self._gone or self._finishing or self._loop.closed:
+                return
+            self._when_written.append(callback)
+            if not self._out and not self._writing:
+                self._loop.call_soon(self._tell_written)
 
     def end_reading(self, code: int, message: str) -> None:
         """The server is stopping: read no more, let the handler answer what it has, then end with `code`.
@@ -258,9 +268,12 @@ class BidiCall:
             if event.success:
                 self._write()
             ended = self._closed and not self._writing
+            written = bool(self._when_written) and not self._writing and not self._closed
             writable = self._full and len(self._out) <= LOW_WATER
             if writable:
                 self._full = False
+        if written:
+            self._tell_written()
         if ended:
             self._complete()
         elif writable and not self._gone:
@@ -286,6 +299,14 @@ class BidiCall:
                     logger.exception("on_cancel of %s raised", self.method)
         if ended:
             self._complete()
+
+    def _tell_written(self) -> None:
+        with self._loop.lock:
+            if self._writing or self._gone or self._finishing:  # it has gone on meanwhile, or is over
+                return
+            callbacks, self._when_written = self._when_written, []
+        for callback in callbacks:
+            self._deliver(callback)
 
     def _deliver_half_close(self) -> None:
         if self._gone or self._finishing or self._half_closed or self._handler is None:
@@ -320,3 +341,4 @@ class BidiCall:
             self._loop.stats.calls_completed += 1
         self._handler = None  # it refers to us
         self._on_writable = None
+        self._when_written.clear()

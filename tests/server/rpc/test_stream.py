@@ -9,7 +9,8 @@ import pytest
 from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_server.errors import RunFailed
 from forwardpass_server.rpc.status import Code
-from forwardpass_server.rpc.stream import TURNS_MAX, InferStream, Turn
+from forwardpass_server.rpc.stream import TURNS_MAX, InferStream
+from forwardpass_server.rpc.turn import Turn
 from forwardpass_server.scheduling.policy import Limits
 from forwardpass_server.tensors.wire import Decoder
 from forwardpass_server.transport.call import StreamCall
