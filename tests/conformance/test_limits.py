@@ -1,12 +1,27 @@
 """Limits of size, at the limit and one beyond: cases 15 and 16, and the limits of a request's parts."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from conformance.process import MIB, ServerProcess
-from conformance.wire import DATATYPES, Caller, Tensor, ask, invalid, ok, refused, strings, tensor, zeros
+from conformance.process import IN_FLIGHT, MIB, QUEUED, QUEUED_BYTES, ServerProcess, Start, wait_until
+from conformance.wire import (
+    DATATYPES,
+    Caller,
+    Outcome,
+    Tensor,
+    ask,
+    invalid,
+    ok,
+    refused,
+    strings,
+    tensor,
+    trips,
+    zeros,
+)
 
 from forwardpass_proto import grpc_service_pb2 as pb
 
@@ -144,7 +159,21 @@ def test_an_input_name_beyond_the_limit_is_refused_and_not_quoted_whole(caller: 
 
 
 @case_limits
-@pytest.mark.parametrize("size", [6000, 7000])
+@pytest.mark.parametrize("rank", [16, 17, 1000])
+def test_a_shape_of_too_many_dimensions_is_refused_with_the_limit(caller: Caller, rank: int) -> None:
+    outcome = caller.infer(ask("mlp", Tensor("x", "FP32", (1,) * rank, bytes(4))))
+    # 16 are within the limit, and merely not what this model takes.
+    invalid(outcome, *(["unexpected shape"] if rank == 16 else [16, "dimensions"]))
+
+
+@case_limits
+def test_64_inputs_are_within_the_limit(caller: Caller) -> None:
+    outcome = caller.infer(ask("mlp", *(Tensor(f"x{n}", "FP32", (0,), b"") for n in range(64))))
+    invalid(outcome, "got 64")
+
+
+@case_limits
+@pytest.mark.parametrize("size", [6000, 7000, 9000])
 def test_metadata_within_the_limit_is_taken(caller: Caller, size: int) -> None:
     ok(caller.infer(ask("mlp", zeros("FP32", (1, 10))), metadata=[("x-note", "m" * size)]))
 
@@ -254,3 +283,39 @@ def test_shared_memory_is_refused_where_it_is_off(caller: Caller, where: str) ->
 def test_a_million_byte_string_beside_a_limit_of_rows_is_served(caller: Caller) -> None:
     sent = [b"s" * 100_000] * 64
     assert ok(caller.infer(ask("identity_bytes", strings("x", sent, (64, 1)))))["y"].strings == sent
+
+
+case_queue_bytes = pytest.mark.case("limits", "bytes that wait for a model; seconds of a run", "at most that many")
+
+
+@case_queue_bytes
+def test_the_bytes_that_wait_are_bounded_whatever_their_number(
+    small_repository: Path, start: Start, remember: Callable[[Outcome], None]
+) -> None:
+    server = start(small_repository, "--max-queue-mib=0.001", "--max-batch-size=64")  # 1048 bytes: 131 turns
+    with Caller(server.target, remember) as caller:
+        blocker = caller.begin(ask("slow", trips(600_000)), timeout_s=60.0)
+        wait_until(lambda: server.total(IN_FLIGHT) == 1 and server.total(QUEUED) == 0, "the blocker is at work")
+        first = caller.begin(ask("slow", trips(*range(64))))
+        wait_until(lambda: server.total(QUEUED_BYTES) == 512, "64 turns wait")
+        second = caller.begin(ask("slow", trips(*range(64))))
+        wait_until(lambda: server.total(QUEUED_BYTES) == 1024, "128 turns wait")
+        refused(caller.infer(ask("slow", trips(*range(64)))), TOO_LARGE, "slow")
+        assert not blocker.done, "the blocker was too short for this machine"
+        third = caller.begin(ask("slow", trips(1, 2, 3)))  # 24 bytes: just enough room
+        for each in (blocker, first, second, third):
+            ok(each.outcome())
+    server.stop()
+
+
+@case_queue_bytes
+def test_a_run_is_ended_after_its_seconds_and_the_next_is_served(
+    small_repository: Path, start: Start, remember: Callable[[Outcome], None]
+) -> None:
+    server = start(small_repository, "--max-run-s=0.5")
+    with Caller(server.target, remember) as caller:
+        outcome = caller.infer(ask("slow", trips(1 << 62)), timeout_s=60.0)
+        refused(outcome, grpc.StatusCode.DEADLINE_EXCEEDED, "--max-run-s")
+        assert ok(caller.infer(ask("slow", trips(3))))["y"].array.tolist() == [[3]]
+        server.wait_until_idle()
+    server.stop()

@@ -16,6 +16,7 @@ from conformance.process import IN_FLIGHT, VALID, ServerProcess, Start, free_por
 from conformance.wire import CHECK, WATCH, Caller, Outcome, Pending, ask, ok, refused, tensor, trips
 from onnx import TensorProto, helper
 
+from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_proto import health_pb2
 
 A_WHILE = 150_000
@@ -190,6 +191,33 @@ def test_sigterm_while_the_models_load_stops_the_server(repository: Path, tmp_pa
         server.terminate()
         assert server.wait() == 0
         server.assert_clean_log()
+
+
+@case_38
+def test_sigterm_while_a_model_is_being_unloaded_stops_the_server(
+    small_repository: Path, start: Start, tmp_path: Path
+) -> None:
+    token = "admin-token-0123456789"
+    (tmp_path / "admins").write_text(token)
+    server = start(
+        small_repository,
+        *("--model-control-mode=explicit", "--load-model=*"),
+        *("--enable-admin", f"--admin-token-file={tmp_path / 'admins'}"),
+    )
+    with Caller(server.target) as caller:
+        working = busy(server, caller, 2)
+        unload = caller.start(
+            "RepositoryModelUnload",
+            pb.RepositoryModelUnloadRequest(model_name="slow").SerializeToString(),
+            metadata=[("authorization", f"Bearer {token}")],
+            timeout_s=60.0,
+        )
+        wait_until(lambda: "draining" in server.log_text(), "the unload has begun")
+        server.terminate()
+        answered_right(working)
+        assert unload.outcome().code in {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert server.wait() == 0
+    server.assert_clean_log()
 
 
 @case_38
