@@ -1,8 +1,13 @@
 """The loop: one thread that takes events off the completion queue and gives each to its tag.
 
-A round takes every event that is ready, then lets `on_idle` work (models that run in microseconds run there, on the
-batch that gathered meanwhile), then blocks until the next event. Nobody waits on a timer. A round is cut after
-`EVENTS_PER_ROUND`, so that arrivals cannot starve the work they brought.
+A round takes every event that is ready; hands over the messages among them; lets `on_idle` work (models that run in
+microseconds run there, on the batch that gathered meanwhile); sends the answers; then blocks until the next event.
+Nobody waits on a timer. A round is cut after `EVENTS_PER_ROUND`, so that arrivals cannot starve the work they brought.
+
+Each of these steps does one thing for all calls of the round before the next step begins. Done call by call, between
+the core's own work and its system calls, the same code runs cold: 72 µs a call of the MLP where it is 62 so, and 150
+where it is 128 for a model on a thread of its own, which then also does not fight for the core's locks at every answer
+(32 callers, one EPYC core). A call that is alone has nobody to share a round with and goes straight through.
 """
 
 import logging
@@ -32,6 +37,20 @@ class Watchable(Protocol):
         """Ask the core, unless the call has its answer. Loop thread."""
 
 
+class Reader(Protocol):
+    """A call whose message has arrived."""
+
+    def hand_over(self, body: bytes) -> None:
+        """Give the message to the handler, and answer what the handler raises. Loop thread."""
+
+
+class Writer(Protocol):
+    """A call that has its answer."""
+
+    def send(self, operations: core.Operations) -> None:
+        """Start the operations that carry the answer. Loop thread, under `Loop.lock`; must not raise."""
+
+
 class Endable(Protocol):
     """A stream, which may outlive any wait unless it is asked to end."""
 
@@ -52,10 +71,15 @@ class Loop:
         self.closed = False
         self.stats = Stats()
         self.on_idle: Callable[[], bool] | None = None
+        self.arrived: list[tuple[Reader, bytes]] = []
+        """Messages of this round, in the order in which they came."""
         self.unwatched: list[Watchable] = []
         self.streams: set[Endable] = set()
+        self.in_flight = 0
+        """Unary calls begun and not yet over."""
         self.bell = Bell(self.queue, self._on_bell)
         self._soon: deque[Callable[[], None]] = deque()
+        self._answers: list[tuple[Writer, core.Operations]] = []
         self._rung = False
         self._thread: int | None = None
 
@@ -98,10 +122,12 @@ class Loop:
             if self.closed:
                 raise RuntimeError("the transport's loop has ended")
             self._soon.append(function)
-            if self._rung or self._thread is None or self.is_this_thread():
-                return  # it is awake, or will look before it first sleeps
-            self._rung = True
-            self.bell.ring()
+            self._wake()
+
+    def send_soon(self, call: Writer, operations: core.Operations) -> None:
+        """Send an answer at the end of the round, with the others. Any thread, under `lock`, while not `closed`."""
+        self._answers.append((call, operations))
+        self._wake()
 
     def is_this_thread(self) -> bool:
         """Whether the caller is on the loop thread."""
@@ -114,21 +140,42 @@ class Loop:
             self.bell.dismantle()
             self.queue.shutdown()
 
+    def _wake(self) -> None:
+        """Have the loop look at what was left for it. Under `lock`."""
+        if self._rung or self._thread is None or self.is_this_thread():
+            return  # it is awake, or will look before it first sleeps
+        self._rung = True
+        self.bell.ring()
+
     def _end_round(self) -> bool:
         worked = False
+        if self.arrived:
+            arrived, self.arrived = self.arrived, []
+            for call, body in arrived:
+                call.hand_over(body)
         if self.on_idle is not None:
             try:
                 worked = self.on_idle()
             except Exception:
                 logger.exception("on_idle raised; the loop goes on")
+        if self._answers:
+            self._send()
         if self.unwatched:
             unwatched, self.unwatched = self.unwatched, []
-            for call in unwatched:
-                call.watch()
+            for unanswered in unwatched:
+                unanswered.watch()
         if self._soon:
             self._run_soon()
             worked = True
         return worked
+
+    def _send(self) -> None:
+        with self.lock:
+            answers, self._answers = self._answers, []
+        for call, operations in answers:
+            with self.lock:  # anew for each: other threads answer too
+                if not self.closed:
+                    call.send(operations)
 
     def _run_soon(self) -> None:
         for _ in range(len(self._soon)):  # what these add runs in the next round

@@ -66,6 +66,7 @@ class UnaryCall:
         self.on_answer: OnAnswer | None = None
         self.deadline = monotonic_deadline(request.call_details.deadline)
         loop.stats.calls_started += 1
+        loop.in_flight += 1
         error = raw.start_server_batch((ReceiveMessage(0),), self._on_message)
         if error:
             raise RuntimeError(f"the core refused to receive a message (error {error})")
@@ -131,13 +132,22 @@ class UnaryCall:
             if self._gone or self._loop.closed:
                 self._answered = True
                 return False
-            if not self._watched:
-                operations += (ReceiveClose(0),)
-            error = self._raw.start_server_batch(operations, self._on_answered)
-            if error:
-                raise RuntimeError(f"the core refused the answer to {self.method} (error {error})")
             self._answered = True
+            if self._loop.in_flight > 1:
+                self._loop.send_soon(self, operations)
+            else:
+                self.send(operations)
         return True
+
+    def send(self, operations: core.Operations) -> None:
+        """See `loop.Writer`; any thread may, while its call is alone."""
+        if not self._watched:
+            operations += (ReceiveClose(0),)
+        error = self._raw.start_server_batch(operations, self._on_answered)
+        if error:
+            self._loop.stats.calls_completed += 1
+            self._loop.in_flight -= 1
+            logger.error("the core refused the answer to %s (error %d)", self.method, error)
 
     def _on_message(self, event: core.BatchEvent) -> None:
         body = event.batch_operations[0].message()
@@ -145,6 +155,13 @@ class UnaryCall:
             self._no_message()
             return
         self.received_ns = time.monotonic_ns()
+        if self._loop.in_flight > 1:
+            self._loop.arrived.append((self, body))
+        else:
+            self.hand_over(body)
+
+    def hand_over(self, body: bytes) -> None:
+        """See `loop.Reader`."""
         try:
             self._handler(self, body)
         except Exception as error:  # noqa: BLE001 -- whatever a handler raises is answered
@@ -174,6 +191,7 @@ class UnaryCall:
     def _on_answered(self, event: core.BatchEvent) -> None:
         stats = self._loop.stats
         stats.calls_completed += 1
+        self._loop.in_flight -= 1
         if not event.success:
             stats.calls_cancelled += 1
         self._callbacks = None  # they may refer to us
@@ -187,6 +205,7 @@ class UnaryCall:
         stats = self._loop.stats
         stats.calls_completed += 1
         stats.calls_cancelled += 1
+        self._loop.in_flight -= 1
         for callback in callbacks or ():
             try:
                 callback()

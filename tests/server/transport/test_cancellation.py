@@ -125,7 +125,7 @@ def test_a_deadline_cancels_by_itself(serve: Serve) -> None:
         served.unary(METHOD)(b"", timeout=0.1)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert wait_until(lambda: desk.left == desk.calls)
-    assert desk.calls[0].deadline <= time.monotonic()
+    assert desk.calls[0].deadline <= time.monotonic() + 0.01  # the core keeps time by another clock, in milliseconds
     assert desk.calls[0].cancelled is True
     assert desk.calls[0].reply(b"late") is False
 
@@ -197,11 +197,10 @@ def test_a_thousand_callers_that_leave_each_end_once_and_leave_nothing(serve: Se
     assert stats.calls_started == stats.calls_completed
     if when == "racing the answer":
         assert wait_until(lambda: len(answers) == len(desk.calls))
-    for call in desk.calls:
-        assert isinstance(call, UnaryCall)
+    assert all(isinstance(call, UnaryCall) for call in desk.calls)  # none at all, where all left before their message
     desk.calls.clear()
     desk.left.clear()
-    del call, future
+    del future
     gc.collect()
     alive = [each for each in gc.get_objects() if isinstance(each, UnaryCall)]
     assert len(alive) <= 1, "calls that ended are still held"
