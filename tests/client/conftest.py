@@ -22,6 +22,7 @@ from forwardpass_proto import health_pb2
 
 SERVICE = "/inference.GRPCInferenceService/"
 RPCS = ["ModelInfer", "ModelMetadata", "ModelReady", "RepositoryIndex", "ServerMetadata", "ServerLive", "ServerReady"]
+STREAM = "ModelStreamInfer"
 MIB = 1024 * 1024
 Handler = Callable[[Any, Any], Any]
 
@@ -53,12 +54,16 @@ class FakeServer:
     """Answers every rpc that the client has. Change `models`, `index`, `overrides` and `health` at will.
 
     `overrides[rpc](request, context)` replaces the answer of one rpc. `calls` lists (rpc, metadata) in order.
+    `stream(requests, context)` answers ModelStreamInfer: it takes an iterator of requests and gives one of replies.
     """
 
     def __init__(self) -> None:
         self.models: dict[str, Model] = {}
         self.index: list[tuple[str, str, str, str]] | None = None
         self.overrides: dict[str, Handler] = {}
+        self.stream: Callable[[Iterator[pb.ModelInferRequest], Any], Iterator[pb.ModelStreamInferResponse]] | None = (
+            None
+        )
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.peers: set[str] = set()
         self.port = 0
@@ -118,6 +123,8 @@ class FakeServer:
                     return grpc.unary_stream_rpc_method_handler(fake._watch)
                 if details.method == "/grpc.health.v1.Health/Check":
                     request_type, answer = health_pb2.HealthCheckRequest, fake._check
+                elif details.method == SERVICE + STREAM and fake.stream is not None:
+                    return grpc.stream_stream_rpc_method_handler(fake._stream)
                 elif details.method == SERVICE + rpc and rpc in types:
                     request_type, answer = types[rpc]
                 else:
@@ -132,6 +139,12 @@ class FakeServer:
                 return grpc.unary_unary_rpc_method_handler(handle)
 
         return Generic()
+
+    def _stream(self, bodies: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        self.calls.append((STREAM, dict(context.invocation_metadata())))
+        assert self.stream is not None
+        for reply in self.stream(map(pb.ModelInferRequest.FromString, bodies), context):
+            yield reply.SerializeToString()
 
     def _check(self, request: Any, context: Any) -> Any:
         if request.service not in ("", *self.models):

@@ -35,12 +35,16 @@ def test_every_question_has_its_awaited_twin(server: Any) -> None:
 def test_the_twins_have_the_same_methods_with_the_same_arguments() -> None:
     def shape(kind: type) -> dict[str, Any]:
         return {
-            name: (method.__annotations__, method.__kwdefaults__, method.__defaults__)
+            name: (dict(method.__annotations__), method.__kwdefaults__, method.__defaults__)
             for name, method in vars(kind).items()
             if callable(method) and not name.startswith("_")
         }
 
-    assert shape(Client) == shape(AsyncClient)
+    kinds = [shape(Client), shape(AsyncClient)]
+    for kind in kinds:
+        for name in ("generate", "sequence"):
+            kind[name][0].pop("return")  # what they give has an awaited twin itself
+    assert kinds[0] == kinds[1]
 
 
 def test_trailers_and_typed_errors_arrive(server: Any) -> None:

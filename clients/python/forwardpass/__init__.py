@@ -10,22 +10,30 @@
 """
 
 from forwardpass.aio import AsyncClient
+from forwardpass.aio_sequence import AsyncModelSequence
+from forwardpass.aio_text import AsyncText
 from forwardpass.client import Client
 from forwardpass.credentials import TLS
 from forwardpass.errors import ForwardpassError
 from forwardpass.results import Health, InferResult, ModelMetadata, ModelStatus, ServerMetadata, TensorMetadata
 from forwardpass.retry import RetryPolicy
+from forwardpass.sequence import ModelSequence
+from forwardpass.text import Text
 
 __all__ = [
     "TLS",
     "AsyncClient",
+    "AsyncModelSequence",
+    "AsyncText",
     "Client",
     "ForwardpassError",
     "Health",
     "InferResult",
     "ModelMetadata",
+    "ModelSequence",
     "ModelStatus",
     "RetryPolicy",
     "ServerMetadata",
     "TensorMetadata",
+    "Text",
 ]

@@ -1,19 +1,25 @@
 """The asyncio client: `Client`, with `await`. What it says is in `conversation`; here it is carried out."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
 import numpy.typing as npt
 
-from forwardpass import conversation
+from forwardpass import conversation, methods
+from forwardpass.aio_sequence import AsyncModelSequence
+from forwardpass.aio_text import AsyncText
 from forwardpass.conversation import Answer, Ask, Conversation, Pause
 from forwardpass.errors import CallCancelled, ClientMisused, ForwardpassError
+from forwardpass.generation import generate_request
 from forwardpass.results import Health, InferResult, ModelMetadata, ModelStatus, Parameter, ServerMetadata
 from forwardpass.session import Headers, Session, Stubs, Terms
+from forwardpass.stream_reply import ERRORS_END_STREAMS
+from forwardpass_proto import grpc_service_pb2 as pb
 
 T = TypeVar("T")
 
@@ -70,6 +76,72 @@ class AsyncClient(Session):
             ),
             deadline_s,
             headers,
+        )
+
+    def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        version: str | int = "",
+        request_id: str = "",
+        deadline_s: float | None = None,
+        headers: Headers | None = None,
+    ) -> AsyncText:
+        """See `Client.generate`: `async for piece in client.generate(…)`, which is not awaited itself."""
+        request = generate_request(
+            model,
+            prompt,
+            version=str(version),
+            request_id=request_id,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+        )
+        ask = Ask(methods.STREAM_INFER, request, conversation.label(model, str(version)))
+        terms = self._begin(deadline_s, headers)
+        return AsyncText(self._stream([request], ask, terms), lambda failed: self._stream_error(failed, ask, terms))
+
+    def sequence(
+        self,
+        model: str,
+        sequence_id: int | str | None = None,
+        *,
+        version: str | int = "",
+        deadline_s: float | None = None,
+        headers: Headers | None = None,
+    ) -> AsyncModelSequence:
+        """See `Client.sequence`: `async with client.sequence(…)`, which is not awaited itself."""
+        ask = Ask(methods.STREAM_INFER, pb.ModelInferRequest(), conversation.label(model, str(version)))
+        terms = self._begin(math.inf if deadline_s is None else deadline_s, headers)
+
+        async def build(
+            inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, Parameter]
+        ) -> pb.ModelInferRequest:
+            step = conversation.sequence_step(
+                self._known,
+                model,
+                inputs,
+                parameters,
+                version=str(version),
+                max_message_bytes=self._max_message_bytes,
+            )
+            return await self._run(step, None)
+
+        return AsyncModelSequence(
+            sequence_id,
+            build,
+            lambda: self._stream(None, ask, terms),
+            lambda failed: self._stream_error(failed, ask, terms),
         )
 
     async def metadata(self, model: str, version: str | int = "", *, deadline_s: float | None = None) -> ModelMetadata:
@@ -156,6 +228,11 @@ class AsyncClient(Session):
             if not self._closed or _current_task_is_cancelled():
                 raise
             raise CallCancelled("the client was closed", model=step.model, address=self.url) from stopped
+
+    def _stream(self, requests: Iterable[pb.ModelInferRequest] | None, ask: Ask, terms: Terms) -> Any:
+        """Open a stream; its errors come when it is read."""
+        metadata = (*terms.metadata, ERRORS_END_STREAMS)
+        return self._stubs().of(ask)(requests, timeout=terms.timeout_s(ask), metadata=metadata)
 
 
 def _current_task_is_cancelled() -> bool:

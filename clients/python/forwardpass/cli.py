@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from forwardpass import errors, explanation, images, load, render, values
+from forwardpass import errors, explanation, images, load, render, values, writing
 from forwardpass.address import DEFAULT_PORT
 from forwardpass.aio import AsyncClient
 from forwardpass.client import Client
@@ -27,10 +27,16 @@ from forwardpass.results import Health, InferResult
 
 REFUSED, USAGE, NOT_NOW, INTERRUPTED = 1, 2, 3, 130
 
+DEADLINE_S = 10.0
+TEXT_DEADLINE_S = 60.0
+"""A text is one call, and a long one."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     options = _parser().parse_args(arguments)
+    if options.deadline_s is None:
+        options.deadline_s = options.usual_deadline_s
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -151,6 +157,29 @@ def _differences(client: Client, model: str, inputs: dict[str, Any], explained: 
     ]
 
 
+def _generate(options: argparse.Namespace) -> int:
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    with Client(**_settings(options)) as client:
+        text = client.generate(
+            options.model,
+            prompt,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            stop=options.stop or (),
+            version=options.model_version,
+        )
+        with text:
+            seen = writing.show(text, None if options.json else sys.stdout)
+    if options.json:
+        print(json.dumps(writing.as_json(prompt, text, seen), ensure_ascii=False))
+    else:
+        print(writing.words(text, seen), file=sys.stderr)
+    return 0
+
+
 def _load(options: argparse.Namespace) -> int:
     async def generate() -> tuple[load.Load, int]:
         # Retries would hide refusals, and their delays would look like the server's.
@@ -217,7 +246,11 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("FORWARDPASS_URL", f"127.0.0.1:{DEFAULT_PORT}"),
         help="address; grpcs://… for TLS (default: $FORWARDPASS_URL, else 127.0.0.1:8001)",
     )
-    server.add_argument("--deadline-s", type=_seconds, default=10.0, help="for each call, in seconds (default: 10)")
+    server.add_argument(
+        "--deadline-s",
+        type=_seconds,
+        help=f"for each call, in seconds (default: {DEADLINE_S:g}; {TEXT_DEADLINE_S:g} for a text)",
+    )
     server.add_argument("--tls", action="store_true", help="TLS with this machine's roots")
     server.add_argument("--ca-file", help="PEM roots that sign the server's certificate (implies --tls)")
     server.add_argument("--cert-file", help="PEM certificate of this client, for mutual TLS")
@@ -239,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Exit codes:{(__doc__ or '').partition('Exit codes:')[2]}".replace("\n", " "),
     )
     parser.add_argument("--version", action="version", version=f"forwardpass {distribution_version('forwardpass')}")
+    parser.set_defaults(usual_deadline_s=DEADLINE_S)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     models = commands.add_parser("models", parents=[shared, version], help="list what is served, or describe one model")
@@ -268,15 +302,31 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     generate = commands.add_parser(
+        "generate",
+        parents=[shared, version],
+        help="let a model go on with a text, shown as it is written",
+        description="The text alone goes to standard output; speed, reason of the end and seed to standard error.",
+    )
+    generate.add_argument("model", metavar="MODEL")
+    generate.add_argument("prompt", metavar="PROMPT", help="what the text goes on from; - for standard input")
+    generate.add_argument("--max-tokens", type=_count, help="default: the server's, 256")
+    generate.add_argument("--temperature", type=float, help="0: always the likeliest; above 1: daring (default: 1)")
+    generate.add_argument("--top-k", type=int, help="choose among so many of the likeliest (default: all)")
+    generate.add_argument("--top-p", type=float, help="choose among the likeliest of this probability (default: all)")
+    generate.add_argument("--seed", type=int, help="for the same text again (default: a new one)")
+    generate.add_argument("--stop", action="append", metavar="STRING", help="end before this string; repeatable")
+    generate.set_defaults(run=_generate, usual_deadline_s=TEXT_DEADLINE_S)
+
+    closed_loop = commands.add_parser(
         "load",
         parents=[inputs, shared, version],
         help="closed-loop load: callers that send again as soon as they have their answer",
         description="Without NAME=VALUE, random inputs. Calls are not retried.",
     )
-    generate.add_argument("--concurrency", type=_count, default=16, help="callers at once (default: 16)")
-    generate.add_argument("--seconds", type=_seconds, default=10.0, help="how long (default: 10)")
-    generate.add_argument("--rows", type=_count, default=1, help="batch dimension of random inputs (default: 1)")
-    generate.set_defaults(run=_load)
+    closed_loop.add_argument("--concurrency", type=_count, default=16, help="callers at once (default: 16)")
+    closed_loop.add_argument("--seconds", type=_seconds, default=10.0, help="how long (default: 10)")
+    closed_loop.add_argument("--rows", type=_count, default=1, help="batch dimension of random inputs (default: 1)")
+    closed_loop.set_defaults(run=_load)
     return parser
 
 

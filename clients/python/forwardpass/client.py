@@ -1,18 +1,24 @@
 """The blocking client. What it says is in `conversation`; here it is carried out."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import numpy.typing as npt
 
-from forwardpass import conversation
+from forwardpass import conversation, methods
 from forwardpass.conversation import Answer, Ask, Conversation, Pause
 from forwardpass.errors import CallCancelled, ForwardpassError
+from forwardpass.generation import generate_request
 from forwardpass.results import Health, InferResult, ModelMetadata, ModelStatus, Parameter, ServerMetadata
+from forwardpass.sequence import ModelSequence
 from forwardpass.session import Headers, Session, Stubs, Terms
+from forwardpass.stream_reply import ERRORS_END_STREAMS
+from forwardpass.text import Text
+from forwardpass_proto import grpc_service_pb2 as pb
 
 T = TypeVar("T")
 
@@ -83,6 +89,101 @@ class Client(Session):
             ),
             deadline_s,
             headers,
+        )
+
+    def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        version: str | int = "",
+        request_id: str = "",
+        deadline_s: float | None = None,
+        headers: Headers | None = None,
+    ) -> Text:
+        """Let a model go on with a text, and read it as it is written: `for piece in client.generate(…)`.
+
+        Args:
+            model: its name; one that generates.
+            prompt: what the text goes on from; it is not repeated.
+            max_tokens: where the text ends at the latest; None for the server's default.
+            temperature: 0 takes the likeliest token every time; above 1 is more daring; None for 1.
+            top_k: choose among so many of the likeliest tokens; None for all.
+            top_p: choose among the likeliest tokens that together have this probability; None for all.
+            seed: the same request with the same seed gets the same text; None for a new one, told at the end.
+            stop: strings before which the text ends, at most 8.
+            version: "" for the server's choice.
+            request_id: comes back with every piece.
+            deadline_s: for the whole text.
+            headers: metadata of this call, beside the client's own.
+
+        Returns:
+            An iterator of pieces, which knows at its end why the text ended, with which seed, and the whole of it.
+
+        Raises:
+            InvalidRequest: a setting out of range, or a prompt that the model cannot read. Like every error of the
+                server, it is raised where the pieces are read.
+            ForwardpassError: any other of `forwardpass.errors`.
+        """
+        request = generate_request(
+            model,
+            prompt,
+            version=str(version),
+            request_id=request_id,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+        )
+        ask = Ask(methods.STREAM_INFER, request, conversation.label(model, str(version)))
+        terms = self._begin(deadline_s, headers)
+        return Text(self._stream(iter([request]), ask, terms), lambda failed: self._stream_error(failed, ask, terms))
+
+    def sequence(
+        self,
+        model: str,
+        sequence_id: int | str | None = None,
+        *,
+        version: str | int = "",
+        deadline_s: float | None = None,
+        headers: Headers | None = None,
+    ) -> ModelSequence:
+        """Begin a sequence with a model that keeps state: `with client.sequence("counter") as sequence`.
+
+        Args:
+            model: its name.
+            sequence_id: under which the server keeps the state; None for a random one.
+            version: "" for the server's choice.
+            deadline_s: for the whole sequence; None: none, other than in calls.
+            headers: metadata of its stream, beside the client's own.
+        """
+        ask = Ask(methods.STREAM_INFER, pb.ModelInferRequest(), conversation.label(model, str(version)))
+        terms = self._begin(math.inf if deadline_s is None else deadline_s, headers)
+
+        def build(inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, Parameter]) -> pb.ModelInferRequest:
+            step = conversation.sequence_step(
+                self._known,
+                model,
+                inputs,
+                parameters,
+                version=str(version),
+                max_message_bytes=self._max_message_bytes,
+            )
+            return self._run(step, None)
+
+        return ModelSequence(
+            sequence_id,
+            build,
+            lambda requests: self._stream(requests, ask, terms),
+            lambda failed: self._stream_error(failed, ask, terms),
         )
 
     def metadata(self, model: str, version: str | int = "", *, deadline_s: float | None = None) -> ModelMetadata:
@@ -175,3 +276,8 @@ class Client(Session):
                 raise
             raise CallCancelled("the client was closed", model=step.model, address=self.url) from closed
         return Answer(reply, call.trailing_metadata())
+
+    def _stream(self, requests: Iterator[pb.ModelInferRequest], ask: Ask, terms: Terms) -> Any:
+        """Open a stream; its errors come when it is read."""
+        metadata = (*terms.metadata, ERRORS_END_STREAMS)
+        return self._stubs.of(ask)(requests, timeout=terms.timeout_s(ask), metadata=metadata)

@@ -109,6 +109,33 @@ def infer(
         raise
 
 
+def sequence_step(
+    known: Signatures,
+    model: str,
+    inputs: Mapping[str, npt.ArrayLike],
+    parameters: Mapping[str, Parameter],
+    *,
+    version: str,
+    max_message_bytes: int,
+) -> Conversation[pb.ModelInferRequest]:
+    """Convert the inputs of one request of a sequence as the model's metadata says; whoever has the stream sends it."""
+    try:
+        signature = known.get((model, version)) or (yield from metadata(known, model, version))
+        return messages.infer_request(
+            signature,
+            inputs,
+            model=model,
+            version=version,
+            outputs=(),
+            parameters=parameters,
+            request_id="",
+            max_message_bytes=max_message_bytes,
+        )
+    except ForwardpassError as error:
+        error.model = error.model or label(model, version)
+        raise
+
+
 def metadata(known: Signatures, model: str, version: str) -> Conversation[ModelMetadata]:
     """Ask for a model's metadata, and remember it."""
     request = pb.ModelMetadataRequest(name=model, version=version)

@@ -61,9 +61,18 @@ def infer_request(
         )
     for name in outputs:
         request.outputs.add(name=name)
+    set_parameters(request, parameters)
+    return request
+
+
+def set_parameters(request: pb.ModelInferRequest, parameters: Mapping[str, Parameter]) -> None:
+    """Write request parameters.
+
+    Raises:
+        InvalidRequest: a value that no parameter can have.
+    """
     for key, parameter in parameters.items():
         _set_parameter(request.parameters[key], key, parameter)
-    return request
 
 
 def infer_result(reply: pb.ModelInferResponse, trailers: Trailers) -> InferResult:

@@ -14,16 +14,19 @@ Reply = TypeVar("Reply", bound=Message)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method(Generic[Request, Reply]):
-    """One unary rpc."""
+    """One rpc."""
 
     path: str
     request: type[Request]
     reply: type[Reply]
+    streams: bool = False
+    """Messages go both ways, any number of them; else one each way."""
 
 
 _SERVICE = "/inference.GRPCInferenceService/"
 
 INFER = Method(_SERVICE + "ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
+STREAM_INFER = Method(_SERVICE + "ModelStreamInfer", pb.ModelInferRequest, pb.ModelStreamInferResponse, streams=True)
 METADATA = Method(_SERVICE + "ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
 MODEL_READY = Method(_SERVICE + "ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse)
 INDEX = Method(_SERVICE + "RepositoryIndex", pb.RepositoryIndexRequest, pb.RepositoryIndexResponse)

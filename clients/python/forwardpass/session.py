@@ -14,7 +14,7 @@ import grpc
 from forwardpass import address, credentials, status
 from forwardpass.conversation import Ask, Pause, Signatures
 from forwardpass.credentials import TLS, Token
-from forwardpass.errors import ClientMisused, DeadlineExceeded, ForwardpassError
+from forwardpass.errors import CallCancelled, ClientMisused, DeadlineExceeded, ForwardpassError
 from forwardpass.methods import Method
 from forwardpass.retry import RetryPolicy, service_config
 
@@ -157,6 +157,17 @@ class Session(ABC):
             deadline_s=terms.budget_s,
         )
 
+    def _stream_error(self, failed: Any, ask: Ask, terms: "Terms") -> ForwardpassError:
+        """The error of a failed stream: a `grpc.RpcError` of either kind, an error of ours, or a stream that was ended
+        from this side."""
+        if isinstance(failed, ForwardpassError):
+            failed.model, failed.address = failed.model or ask.model, failed.address or self.url
+            return failed
+        if hasattr(failed, "trailing_metadata") and not self._closed:
+            return self._error(failed, ask, terms)
+        reason = "the client was closed" if self._closed else "the stream was closed on this side"
+        return CallCancelled(reason, model=ask.model, address=self.url)
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -198,7 +209,9 @@ class Stubs:
         key = ask.method, ask.about_health
         stub = self._callables.get(key)
         if stub is None:
-            stub = self._callables[key] = self.channels[ask.about_health].unary_unary(
+            channel = self.channels[ask.about_health]
+            make = channel.stream_stream if ask.method.streams else channel.unary_unary
+            stub = self._callables[key] = make(
                 ask.method.path,
                 request_serializer=ask.method.request.SerializeToString,
                 response_deserializer=ask.method.reply.FromString,

@@ -19,6 +19,9 @@ _KINDS: dict[str, type[errors.ForwardpassError]] = {
     # every other code (INTERNAL, UNKNOWN, DATA_LOSS, ABORTED, ALREADY_EXISTS) is the server's failure
 }
 
+_WITHOUT_NUMBER = ("", "Deadline Exceeded", "Stream removed (Deadline Exceeded)")
+"""gRPC's own words for a deadline that passed."""
+
 PUSHBACK = "grpc-retry-pushback-ms"
 
 
@@ -49,7 +52,7 @@ def error_of(
         if (pushback_s is not None and pushback_s < 0) or "larger than max" in details:
             return errors.TooLarge(reason, code=code, model=model, address=address)
         return errors.Overloaded(reason, code=code, model=model, address=address, retry_after_s=pushback_s)
-    if kind is errors.DeadlineExceeded and details in ("", "Deadline Exceeded"):  # gRPC's own words say no number
+    if kind is errors.DeadlineExceeded and details in _WITHOUT_NUMBER:
         reason = f"no answer within {deadline_s:.4g} s; give a longer deadline_s, or see the server's load"
     return kind(reason, code=code, model=model, address=address)
 
