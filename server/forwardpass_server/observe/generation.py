@@ -1,17 +1,23 @@
-"""What one generator has done: the account of its version, and beside it what only texts have.
+"""What one generator has done: the account of its version, and beside it what only texts have; and its samples.
 
 A request is a text here: it counts once, when it ends, as answered, refused, gone or failed. A run is a step of many
 texts, so `rows` and the batch sizes of the account say how many rode in each.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
 
 from forwardpass_server.observe.histogram import LATENCY_BOUNDS_S, NS, Histogram
 from forwardpass_server.observe.statistics import BatchSize, VersionStatistics
 from forwardpass_server.observe.timeline import Timeline
+
+LABELS = ("model", "version")
 
 
 @dataclass(slots=True)
@@ -98,3 +104,56 @@ class GenerationStatistics(VersionStatistics):
         """A consistent copy of the figures of texts."""
         with self._lock:
             return deepcopy(self._texts)
+
+
+@runtime_checkable
+class WritesTexts(Protocol):
+    """A `scheduling.generation.GenerationScheduler`. Read on the page's thread."""
+
+    @property
+    def written(self) -> Texts: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def active(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def parked(self) -> int: ...
+
+
+def collect(serving: Iterable[tuple[Sequence[str], object]]) -> Iterator[Metric]:
+    """The samples of this moment. How many texts rode in each run is `infer_batch_size`, the runs `infer_batches`.
+
+    Args:
+        serving: labels and scheduler of each version; those that write no texts are passed over.
+    """
+    slots = GaugeMetricFamily("generation_slots", "Texts that one run advances at most.", labels=LABELS)
+    active = GaugeMetricFamily(
+        "generation_active", "Texts that were begun and are not at their end, parked ones included.", labels=LABELS
+    )
+    waiting = GaugeMetricFamily("generation_waiting", "Texts that wait for their first run.", labels=LABELS)
+    parked = GaugeMetricFamily(
+        "generation_parked", "Texts that are left out of runs until their reader has caught up.", labels=LABELS
+    )
+    tokens = CounterMetricFamily(
+        "generation_tokens", "Tokens that were written; those of prompts are not in it.", labels=LABELS
+    )
+    first = HistogramMetricFamily(
+        "generation_first_piece_seconds", "From a request's arrival to the first tokens of its text.", labels=LABELS
+    )
+    between = HistogramMetricFamily(
+        "generation_between_pieces_seconds", "From tokens to the next tokens of the same text.", labels=LABELS
+    )
+    for labels, scheduled in serving:
+        if not isinstance(scheduled, WritesTexts):
+            continue
+        slots.add_metric(labels, scheduled.slots)
+        active.add_metric(labels, scheduled.active)
+        waiting.add_metric(labels, scheduled.depth)
+        parked.add_metric(labels, scheduled.parked)
+        texts = scheduled.written
+        tokens.add_metric(labels, texts.tokens)
+        first.add_metric(labels, texts.first_piece_seconds.cumulative(), texts.first_piece_seconds.sum)
+        between.add_metric(labels, texts.between_pieces_seconds.cumulative(), texts.between_pieces_seconds.sum)
+    yield from (slots, active, waiting, parked, tokens, first, between)

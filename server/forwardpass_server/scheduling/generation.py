@@ -26,7 +26,7 @@ from forwardpass_server.errors import (
     RunFailed,
     Stopping,
 )
-from forwardpass_server.observe.generation import GenerationStatistics
+from forwardpass_server.observe.generation import GenerationStatistics, Texts
 from forwardpass_server.scheduling.cost import CostCurve, ServedCost
 from forwardpass_server.scheduling.request import Request
 from forwardpass_server.scheduling.rows import Arrays, Rows, Step
@@ -130,6 +130,11 @@ class GenerationScheduler:
     def parked(self) -> int:
         """Texts whose readers are behind."""
         return len(self._turns.parked)
+
+    @property
+    def written(self) -> Texts:
+        """Figures of its texts."""
+        return self.statistics.texts()
 
     @property
     def queue_bytes(self) -> int:

@@ -141,6 +141,7 @@ def test_demand_and_saturation_are_what_was_asked_since_the_version_serves() -> 
 def test_every_metric_has_help_and_says_its_unit() -> None:
     units = ("_seconds", "_bytes", "_ratio", "_info")
     counted = ("_requests", "_rows", "_batches", "_hits", "_misses", "_failures", "_started", "_handled", "_instances")
+    counted += ("_slots", "_active", "_waiting", "_parked", "_tokens", "_ended", "_refused")
     plain = {"infer_queue_depth", "infer_inflight", "infer_batch_size", "model_state", "provider_fallback", "draining"}
     for family in full().registry.collect():
         if not family.name.startswith(("process_", "python_")):  # prometheus_client's own
