@@ -1,4 +1,4 @@
-"""What a signature makes of a request's head: which input is which, how large each must be, and what is asked for.
+"""What the specs of a model make of a request's head: which input is which, how large each must be, and what is asked for.
 
 Everything here follows from the head alone, so it is worked out once a head and reused by every request that has it:
 a check takes 1.1 µs with a plan at hand, 8.3 without (10-float MLP request).
@@ -6,7 +6,6 @@ a check takes 1.1 µs with a plan at hand, 8.3 without (10-float MLP request).
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,15 +14,12 @@ from forwardpass_server.tensors import dtypes
 from forwardpass_server.tensors.arrays import elements_of
 from forwardpass_server.tensors.dtypes import BOOL, BYTES, Dtype
 from forwardpass_server.tensors.heads import Head, InputHead
-from forwardpass_server.tensors.specs import TensorSpec
-
-if TYPE_CHECKING:
-    from forwardpass_server.tensors.signature import Signature
+from forwardpass_server.tensors.specs import Specs, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one input of the signature comes from."""
+    """Where one input of the specs comes from."""
 
     index: int
     """Its place in the request."""
@@ -38,30 +34,30 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a signature found in a head."""
+    """What a model's specs make of a head."""
 
-    signature: "Signature"
+    specs: Specs
     slots: tuple[Slot | None, ...]
-    """In the signature's order; None for an optional input that was left out."""
+    """In the specs' order; None for an optional input that was left out."""
     rows: int
     outputs: tuple[int, ...]
-    """Indices into the signature's outputs, in the order asked for; all of them when the caller asked for none."""
+    """Indices into the specs' outputs, in the order asked for; all of them when the caller asked for none."""
 
 
-def plan(signature: "Signature", head: Head) -> Plan:
-    """What `signature` makes of `head`.
+def plan(specs: Specs, head: Head) -> Plan:
+    """What `specs` make of `head`.
 
     Raises:
         InvalidRequest: they do not fit.
     """
     model = head.model_name
-    places = _places(signature.inputs, head)
+    places = _places(specs.inputs, head)
     sizes: dict[str, int] = {}
     slots: list[Slot | None] = []
-    for spec in signature.inputs:
+    for spec in specs.inputs:
         index = places.get(spec.name)
-        slots.append(None if index is None else _slot(signature, spec, index, head.inputs[index], model, sizes))
-    return Plan(signature, tuple(slots), _rows(signature, slots, model), _outputs(signature, head))
+        slots.append(None if index is None else _slot(specs, spec, index, head.inputs[index], model, sizes))
+    return Plan(specs, tuple(slots), _rows(specs, slots, model), _outputs(specs, head))
 
 
 def _places(specs: tuple[TensorSpec, ...], head: Head) -> dict[str, int]:
@@ -83,9 +79,7 @@ def _places(specs: tuple[TensorSpec, ...], head: Head) -> dict[str, int]:
     return places
 
 
-def _slot(
-    signature: "Signature", spec: TensorSpec, index: int, tensor: InputHead, model: str, sizes: dict[str, int]
-) -> Slot:
+def _slot(specs: Specs, spec: TensorSpec, index: int, tensor: InputHead, model: str, sizes: dict[str, int]) -> Slot:
     dtype = dtypes.by_wire(tensor.datatype)
     if dtype is not spec.dtype:
         raise InvalidRequest(
@@ -93,19 +87,17 @@ def _slot(
         )
     elements = elements_of(tensor.shape, spec.name)
     if spec.ranked:
-        _fit(signature, spec, tensor.shape, model, sizes)
+        _fit(specs, spec, tensor.shape, model, sizes)
     in_place = dtype not in (BYTES, BOOL) and not tensor.elsewhere
     return Slot(index, dtype, tensor.shape, in_place, elements * dtype.itemsize, dtype.numpy)
 
 
-def _fit(signature: "Signature", spec: TensorSpec, shape: tuple[int, ...], model: str, sizes: dict[str, int]) -> None:
+def _fit(specs: Specs, spec: TensorSpec, shape: tuple[int, ...], model: str, sizes: dict[str, int]) -> None:
     """Compare a shape with its spec, and with the sizes that other inputs gave to dimensions of the same name."""
     if len(shape) != len(spec.shape) or any(
         isinstance(d, int) and d != s for d, s in zip(spec.shape, shape, strict=True)
     ):
-        note = f"; the first dimension is the batch, at most {signature.max_batch_size}" * bool(
-            signature.max_batch_size
-        )
+        note = f"; the first dimension is the batch, at most {specs.max_batch_size}" * bool(specs.max_batch_size)
         raise InvalidRequest(
             f"unexpected shape for input '{spec.name}' of model '{model}': "
             f"expected {spec.shape_text()}, got {list(shape)}{note}"
@@ -118,25 +110,25 @@ def _fit(signature: "Signature", spec: TensorSpec, shape: tuple[int, ...], model
             )
 
 
-def _rows(signature: "Signature", slots: list[Slot | None], model: str) -> int:
+def _rows(specs: Specs, slots: list[Slot | None], model: str) -> int:
     """Rows of the batch; 1 for a model that is not batched."""
-    if not signature.max_batch_size:
+    if not specs.max_batch_size:
         return 1
     rows = {slot.shape[0] for slot in slots if slot is not None}
     if len(rows) != 1:
         raise InvalidRequest(f"inputs of model '{model}' disagree on the batch: {sorted(rows)} rows")
     (count,) = rows
-    if count > signature.max_batch_size:
+    if count > specs.max_batch_size:
         raise InvalidRequest(
-            f"batch of {count} rows; model '{model}' takes at most {signature.max_batch_size}: send several requests"
+            f"batch of {count} rows; model '{model}' takes at most {specs.max_batch_size}: send several requests"
         )
     return count
 
 
-def _outputs(signature: "Signature", head: Head) -> tuple[int, ...]:
+def _outputs(specs: Specs, head: Head) -> tuple[int, ...]:
     if not head.outputs:
-        return tuple(range(len(signature.outputs)))
-    places = {spec.name: index for index, spec in enumerate(signature.outputs)}
+        return tuple(range(len(specs.outputs)))
+    places = {spec.name: index for index, spec in enumerate(specs.outputs)}
     wanted: list[int] = []
     for output in head.outputs:
         index = places.get(output.name)

@@ -12,7 +12,7 @@ from forwardpass_server.tensors import graph
 from forwardpass_server.tensors.arrays import to_array, wrong_size
 from forwardpass_server.tensors.infer_request import InferRequest
 from forwardpass_server.tensors.plan import Plan, plan
-from forwardpass_server.tensors.specs import TensorSpec
+from forwardpass_server.tensors.specs import Specs, TensorSpec
 
 __all__ = ["CheckedRequest", "Signature", "TensorSpec"]
 
@@ -35,13 +35,8 @@ class CheckedRequest:
 
 
 @dataclass(frozen=True)
-class Signature:
-    """Inputs and outputs of one model version, in the graph's order."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    max_batch_size: int
-    """Rows that may run as one batch; 0 for a model whose first dimension is nothing special."""
+class Signature(Specs):
+    """The specs of one model version, read from its graph, and the check of requests against them."""
 
     @classmethod
     def from_onnx(
@@ -68,7 +63,7 @@ class Signature:
         """
         head = request.head
         known: Plan | None = head.plan
-        if known is None or known.signature is not self:
+        if known is None or known.specs is not self:
             known = head.plan = plan(self, head)
         body, spans = request.body, request.spans
         nbytes = 0

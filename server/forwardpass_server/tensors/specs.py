@@ -1,4 +1,4 @@
-"""What a model says about one of its tensors."""
+"""What a model says about its tensors."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,3 +30,13 @@ class TensorSpec:
     def shape_text(self) -> str:
         """The shape for people: `[batch, 28, 28]`, `?` for a dynamic dimension without a name."""
         return "[" + ", ".join("?" if dim is None else str(dim) for dim in self.shape) + "]" if self.ranked else "any"
+
+
+@dataclass(frozen=True)
+class Specs:
+    """Inputs and outputs of one model version, in the graph's order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    """Rows that may run as one batch; 0 for a model whose first dimension is nothing special."""

@@ -25,6 +25,11 @@ class Stats:
     """The longest round; whoever reports it may set it back to 0."""
 
     @property
+    def calls_answered(self) -> int:
+        """Completed, and not because the caller left."""
+        return self.calls_completed - self.calls_cancelled
+
+    @property
     def calls_in_flight(self) -> int:
         """Admitted and not completed."""
         return self.calls_started - self.calls_completed

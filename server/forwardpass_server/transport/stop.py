@@ -33,7 +33,7 @@ class StopReport:
     """What a stop did. Times in seconds."""
 
     answered: int
-    """Calls in flight when refusing began, and answered since."""
+    """Calls answered since the order to stop, those that came during the drain included."""
     cancelled: int
     """Calls that outlived the grace time and were cancelled."""
     refused: int
@@ -84,6 +84,7 @@ class Stop:
         stats = self._loop.stats
         began = time.monotonic()
         refused_before = stats.calls_refused
+        answered_before = stats.calls_answered
 
         listeners = sockets.shut_down_listening(self._server.listeners)
         logger.info("stopping: %d listening sockets of port %d are closed", listeners, self._server.port)
@@ -94,11 +95,11 @@ class Stop:
         logger.info("drained for %.3f s; refusing new calls, %d in flight", drained - began, stats.calls_in_flight)
 
         self._server.refuse_new(UNAVAILABLE, STOPPING)
-        in_flight = stats.calls_in_flight
         self._on_loop(lambda: self._server.end_streams(UNAVAILABLE, STOPPING))
         self._grace_until = min(self._grace_until, drained + grace_s)
         left = self._wait_for_calls()
         waited = time.monotonic()
+        answered = stats.calls_answered - answered_before
         time.sleep(FLUSH_S)
 
         connections = sockets.shut_down_accepted(self._server.port)
@@ -107,7 +108,7 @@ class Stop:
         self._on_loop(self._shut_down)
         self._ended.wait()
         self._report = StopReport(
-            answered=max(0, in_flight - left),
+            answered=answered,
             cancelled=left,
             refused=stats.calls_refused - refused_before,
             connections=connections,

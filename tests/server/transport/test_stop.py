@@ -94,6 +94,24 @@ def test_while_it_drains_a_server_still_serves_and_takes_no_connection(serve: Se
     assert served.server.stop(drain_s=0, grace_s=5).drain_s < 30  # a second stop hurries the first
     stopping.join()
     assert outcome(old) is UNAVAILABLE
+    assert served.report is not None
+    assert (served.report.answered, served.report.cancelled) == (50, 0)
+
+
+def test_a_caller_who_leaves_during_the_stop_was_not_answered(serve: Serve) -> None:
+    held: list[Call] = []
+    served = serve({HOLD: lambda call, _: held.append(call)})
+    futures = [served.unary(HOLD).future(b"", timeout=20) for _ in range(3)]
+    assert wait_until(lambda: len(held) == 3)
+    stopping = in_background(served.stop)
+    assert wait_until(lambda: served.server._refusal is not None)
+    futures[0].cancel()
+    assert wait_until(lambda: any(call.cancelled for call in held))
+    for call in held:
+        call.reply(b"1")
+    stopping.join()
+    assert served.report is not None
+    assert (served.report.answered, served.report.cancelled) == (2, 0)
 
 
 def test_connection_age_moves_clients_away_during_the_drain_without_losing_a_call(serve: Serve) -> None:
