@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import logging
 import queue
 import threading
@@ -410,6 +411,14 @@ def _watch(config: ServerConfig) -> Watch:
 
 
 def _gate(config: ServerConfig) -> Gate:
+    if (config.data_token_file or config.admin_token_file) and config.tls_cert is None and not _is_loopback(config.host):
+        event(
+            log,
+            logging.WARNING,
+            "tokens are asked for without TLS: whoever can listen on the way reads them; see --tls-cert",
+            host=config.host,
+        )
+
     def known(file: Path | None, subjects: tuple[str, ...]) -> Credentials | None:
         if file is None and not subjects:
             return None
@@ -419,6 +428,14 @@ def _gate(config: ServerConfig) -> Gate:
         data=known(config.data_token_file, config.data_subject),
         admin=known(config.admin_token_file, config.admin_subject),
     )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _rules(config: ServerConfig) -> LoadRules:
