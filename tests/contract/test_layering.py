@@ -30,6 +30,7 @@ ROOMS_OF = {
     "grpc": ["transport"],
     "onnxruntime": ["runtime"],
     "prometheus_client": ["observe"],
+    "opentelemetry": ["observe"],
     "onnx": ["tensors", "runtime", "lifecycle"],
 }
 

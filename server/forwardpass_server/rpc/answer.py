@@ -7,8 +7,10 @@ from forwardpass_server.errors import CallerError
 from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.observe.timeline import Timeline
+from forwardpass_server.observe.tracing import Trace
 from forwardpass_server.rpc import outputs as forms
 from forwardpass_server.rpc import status, timing
+from forwardpass_server.rpc.status import Code
 from forwardpass_server.scheduling.request import Array, Request
 from forwardpass_server.tensors.wire import Encoder, with_id
 from forwardpass_server.transport.call import Metadata
@@ -42,7 +44,7 @@ class Answer:
         timed: the caller wants to know where its time went.
     """
 
-    __slots__ = ("_caller", "_clock_ns", "_encoder", "_lease", "_request_id", "_timed", "forms", "keep")
+    __slots__ = ("_caller", "_clock_ns", "_encoder", "_lease", "_request_id", "_timed", "forms", "keep", "trace")
 
     def __init__(
         self,
@@ -64,6 +66,8 @@ class Answer:
         """How the outputs are wanted; set before the request is submitted."""
         self.keep: Callable[[bytes], None] | None = None
         """Takes the encoded answer, without the caller's id, for the response cache."""
+        self.trace: Trace | None = None
+        """Hears of the end, where the request is traced."""
 
     @property
     def cancelled(self) -> bool:
@@ -99,10 +103,15 @@ class Answer:
 
     def _reply(self, body: bytes, timeline: Timeline) -> None:
         timeline.encoded_ns = self._clock_ns()
+        if self.trace is not None:
+            self.trace.end(Code.OK)
         # False would say that the caller has left, and that nobody is left to tell.
         self._caller.reply(body, timing.trailer(timeline, self._lease.version) if self._timed else ())
         self._lease.release()
 
     def fail(self, error: Exception) -> None:
-        self._caller.fail(*status.of(error))
+        found = status.of(error)
+        if self.trace is not None:
+            self.trace.end(found.code)
+        self._caller.fail(*found)
         self._lease.release()

@@ -65,13 +65,17 @@ CODES: dict[type[errors.ForwardpassError], Code] = {
 
 def of(error: BaseException) -> Status:
     """The status for an error; logs those that are ours. Any thread."""
-    for kind in type(error).__mro__:
-        code = CODES.get(kind)
-        if code is not None:
-            return Status(code, wire_text(str(error)), _trailers(error))
+    code = code_of(error)
+    if code is not Code.INTERNAL:
+        return Status(code, wire_text(str(error)), _trailers(error))
     number = uuid.uuid4().hex
     log.error("internal error, id=%s: %s", number, error, exc_info=error)
     return Status(Code.INTERNAL, f"internal error, id={number}; the server's log says more")
+
+
+def code_of(error: BaseException) -> Code:
+    """The code of an error; INTERNAL for those that are ours."""
+    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), Code.INTERNAL)
 
 
 def wire_text(text: str) -> str:
