@@ -144,6 +144,19 @@ def test_missing_certificates_are_named_before_anything_starts(tmp_path: Path) -
         Server(config(tmp_path / "a", **files))
 
 
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("::", True), ("box.lan", True)],
+)
+def test_tokens_that_would_travel_as_they_are_are_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str, warned: bool
+) -> None:
+    (tmp_path / "tokens").write_text("token-0123456789")
+    with caplog.at_level(logging.WARNING, "forwardpass_server"):
+        Server(config(tmp_path / "a", host=host, data_token_file=tmp_path / "tokens"))
+    assert ["without TLS" in record.getMessage() for record in caplog.records] == [True] * warned
+
+
 def test_importing_the_server_changes_nothing_global() -> None:
     program = """
 import logging, signal, threading
