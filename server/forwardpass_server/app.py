@@ -411,7 +411,11 @@ def _watch(config: ServerConfig) -> Watch:
 
 
 def _gate(config: ServerConfig) -> Gate:
-    if (config.data_token_file or config.admin_token_file) and config.tls_cert is None and not _is_loopback(config.host):
+    if (
+        (config.data_token_file or config.admin_token_file)
+        and config.tls_cert is None
+        and not _is_loopback(config.host)
+    ):
         event(
             log,
             logging.WARNING,
