@@ -1,6 +1,8 @@
 """TLS and mTLS by the server's own flags."""
 
 import datetime
+import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,54 @@ def test_tls_and_mtls_by_flags(serve: Any, authority: Authority, publish: Any) -
         with pytest.raises(grpc.RpcError) as caught:
             live(port, trusting)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def serial_shown(port: int) -> int:
+    """The serial number of the certificate that a newcomer is shown."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("localhost", port), timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+    ):
+        shown = wrapped.getpeercert(binary_form=True)
+    assert shown is not None
+    return x509.load_der_x509_certificate(shown).serial_number
+
+
+def test_certificates_rotated_under_load_cost_no_call_and_no_connection(
+    serve: Any, authority: Authority, publish: Any, tmp_path: Path
+) -> None:
+    publish("scale", 2.0)
+    certificate, key = authority.issue("server")
+    request = pb.ModelInferRequest(model_name="scale", raw_input_contents=[bytes(12)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    body = request.SerializeToString()
+    trusting = grpc.ssl_channel_credentials(authority.certificate.read_bytes())
+    serials, answered = [], 0
+    with serve(f"--tls-cert={certificate}", f"--tls-key={key}") as server:
+        port = int(server.wait_for("serving")["address"].rpartition(":")[2])
+        with grpc.secure_channel(f"localhost:{port}", trusting) as channel:
+            states: list[grpc.ChannelConnectivity] = []
+            channel.subscribe(states.append)
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            infer(body, timeout=30)
+            for number in range(5):
+                futures = [infer.future(body, timeout=30) for _ in range(40)]
+                for fresh, place in zip(authority.issue(f"server-{number}"), (certificate, key), strict=True):
+                    fresh.rename(place)
+                futures += [infer.future(body, timeout=30) for _ in range(40)]
+                serials.append(serial_shown(port))
+                answered += sum(future.code() is grpc.StatusCode.OK for future in futures)
+            assert states.count(grpc.ChannelConnectivity.READY) == 1, "the client never had to connect again"
+            assert grpc.ChannelConnectivity.TRANSIENT_FAILURE not in states
+        server.terminate()
+        assert server.wait() == 0
+    assert answered == 400
+    assert len(set(serials)) == 5
+    said = [line for line in server.raw if "TLS files were replaced" in line]
+    assert said
 
 
 def test_a_key_of_another_certificate_ends_the_start_and_is_named(serve: Any, authority: Authority) -> None:

@@ -184,6 +184,36 @@ def test_replaced_files_hold_for_new_connections(serve: Serve, files: Credential
         ask(served, authority)
 
 
+def test_a_replacement_drops_no_connection_and_no_call(
+    serve: Serve, files: CredentialFiles, authority: Identity
+) -> None:
+    held: list[Call] = []
+    peers: list[str] = []
+
+    def handle(call: Call, body: bytes) -> None:
+        peers.append(call.peer)
+        if body == b"wait":
+            held.append(call)
+        else:
+            call.reply(body)
+
+    served = serve({ECHO: handle}, credentials=load(plain(files)))
+    credentials = grpc.ssl_channel_credentials(authority.certificate_pem())
+    with grpc.secure_channel(served.target, credentials) as channel:
+        echo = channel.unary_unary(ECHO)
+        under_way = echo.future(b"wait", timeout=20)
+        assert wait_until(lambda: bool(held))
+        other = issue("other authority")
+        renewed = issue("server", other)
+        replace(files.certificate, renewed.certificate_pem())
+        replace(files.key, renewed.key_pem())
+        assert ask(served, other) == b"1", "newcomers are shown the new certificate"
+        assert echo(b"2", timeout=20) == b"2", "who was here before goes on"
+        held[0].reply(b"3")
+        assert under_way.result() == b"3"
+    assert peers[0] == peers[2] != peers[1], "over the connection that it had"
+
+
 def test_a_replacement_that_cannot_be_used_leaves_the_one_before_it(
     serve: Serve, files: CredentialFiles, authority: Identity, caplog: pytest.LogCaptureFixture
 ) -> None:
