@@ -8,17 +8,28 @@ import pytest
 from forwardpass_server.lifecycle.repository import read_version, scan
 from forwardpass_training import run
 from forwardpass_training.__main__ import FAILED, MISSED_GATE, OK, main
+from forwardpass_training.attack_settings import AttackSettings
 from forwardpass_training.errors import ParityFailed, PublishFailed
 from forwardpass_training.explain import MAX_BATCH_SIZE, Explanation, explain, explainable, publish_explanation
 from forwardpass_training.gradient import scored
+from forwardpass_training.robustness import Robustness, attack
 from forwardpass_training.verify import measure
 
+QUICK = AttackSettings(attacks=("fgsm",), epsilons=(0.3,), rows=60)
 QUICK_ATTACK = ["--attacks", "fgsm", "--epsilons", "0.3", "--rows", "60"]
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def explanation(digits_run: Path) -> Explanation:
-    return explain(digits_run, steps=8)
+    """Made once: tracing it costs seconds, whatever the size of the network."""
+    return explain(digits_run, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def robustness(digits_run: Path) -> Robustness:
+    """Likewise."""
+    return attack(digits_run, settings=QUICK)
 
 
 def test_optimise_prints_the_table_and_publishes_what_passes(
@@ -54,8 +65,13 @@ def test_optimise_refuses_what_cannot_be_before_it_works(
 
 
 def test_attack_prints_the_curve_and_holds_it_against_the_bound(
-    digits_run: Path, capsys: pytest.CaptureFixture[str]
+    digits_run: Path, robustness: Robustness, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def found(run_folder: Path, *, settings: AttackSettings, **_: object) -> Robustness:
+        assert (run_folder, settings) == (digits_run, QUICK)
+        return robustness
+
+    monkeypatch.setattr("forwardpass_training.robustness.attack", found)
     assert main(["attack", str(digits_run), *QUICK_ATTACK, "--at-least", "0.9"]) == MISSED_GATE
     out = capsys.readouterr().out
     assert "digits_cnn: accuracy under attack" in out
@@ -71,9 +87,18 @@ def test_a_bound_that_is_met_ends_well(digits_run: Path, capsys: pytest.CaptureF
 
 
 def test_explain_says_how_complete_it_is_and_publishes_bounded_and_proved(
-    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits_run: Path,
+    explanation: Explanation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert main(["explain", str(digits_run), "--steps", "8", "--repository", str(tmp_path)]) == OK
+    def made(run_folder: Path, *, steps: int) -> Explanation:
+        assert (run_folder, steps) == (digits_run, STEPS)
+        return explanation
+
+    monkeypatch.setattr("forwardpass_training.explain.explain", made)
+    assert main(["explain", str(digits_run), "--steps", str(STEPS), "--repository", str(tmp_path)]) == OK
     out = capsys.readouterr().out
     assert "completeness error of 64 held-out rows at 8 steps" in out
     assert f"digits_cnn_explain version 1: {tmp_path}" in out
@@ -103,7 +128,7 @@ def test_an_explanation_that_is_not_the_network_s_is_not_published(
     network, _ = scored(other)
     for parameter in network.parameters():
         parameter.data.mul_(1.01)
-    report = measure(explanation.file, explainable(other, steps=8))
+    report = measure(explanation.file, explainable(other, steps=STEPS))
     with pytest.raises(ParityFailed):
         publish_explanation(digits_run, replace(explanation, parity=report), tmp_path)
     assert list(tmp_path.iterdir()) == []
