@@ -28,6 +28,8 @@ CANCELLED = 1
 UNIMPLEMENTED = 12
 HIGH_WATER = 64
 LOW_WATER = 16
+HIGH_WATER_BYTES = 8 << 20
+LOW_WATER_BYTES = 2 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +256,7 @@ class FakeStream(_FakeCall):
             if self._status is not None:
                 raise AlreadyAnswered(f"{self.method} was sent a message after its status")
             self._out.append(body)
-            self._full = self._full or len(self._out) >= HIGH_WATER
+            self._full = self._full or len(self._out) >= HIGH_WATER or self._backlog_bytes() >= HIGH_WATER_BYTES
             self._flush()
         return True
 
@@ -310,6 +312,9 @@ class FakeStream(_FakeCall):
         """Stop reading: what the handler sends gathers in its backlog."""
         self._stalled = True
 
+    def _backlog_bytes(self) -> int:
+        return sum(map(len, self._out))
+
     def take(self, count: int | None = None) -> None:
         """Read `count` messages of the backlog, or (None) all of it and go on reading."""
         writable = False
@@ -319,7 +324,7 @@ class FakeStream(_FakeCall):
             if count is None:
                 self._stalled = False
             self._flush()
-            if self._full and len(self._out) <= LOW_WATER:
+            if self._full and len(self._out) <= LOW_WATER and self._backlog_bytes() <= LOW_WATER_BYTES:
                 self._full, writable = False, True
             written = not self._out
         if written:

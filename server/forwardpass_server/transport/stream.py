@@ -19,6 +19,8 @@ from forwardpass_server.transport.unary import INTERNAL, monotonic_deadline
 RESOURCE_EXHAUSTED = 8
 HIGH_WATER = 64  # messages in the backlog at which reading stops
 LOW_WATER = 16  # messages in the backlog at which it goes on
+HIGH_WATER_BYTES = 8 << 20  # likewise, whatever their number
+LOW_WATER_BYTES = 2 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +134,7 @@ class BidiCall:
                 return False
             self._out.append(body)
             self._backlog_bytes += len(body)
-            if len(self._out) >= HIGH_WATER:
+            if len(self._out) >= HIGH_WATER or self._backlog_bytes >= HIGH_WATER_BYTES:
                 self._full = True
             self._write()
         return True
@@ -269,7 +271,7 @@ class BidiCall:
                 self._write()
             ended = self._closed and not self._writing
             written = bool(self._when_written) and not self._writing and not self._closed
-            writable = self._full and len(self._out) <= LOW_WATER
+            writable = self._full and len(self._out) <= LOW_WATER and self._backlog_bytes <= LOW_WATER_BYTES
             if writable:
                 self._full = False
         if written:

@@ -13,7 +13,7 @@ import pytest
 from served import WAIT_S, Served, wait_until
 
 from forwardpass_server.transport.call import AlreadyAnswered, StreamCall, StreamHandler
-from forwardpass_server.transport.stream import HIGH_WATER, BidiCall
+from forwardpass_server.transport.stream import HIGH_WATER, HIGH_WATER_BYTES, BidiCall
 
 Serve = Callable[..., Served]
 METHOD = "/test.Service/Talk"
@@ -328,21 +328,24 @@ def test_reading_waits_while_paused_and_goes_on_after(serve: Serve) -> None:
     assert talk.heard == [b"1", b"2", b"3", "half-close"]
 
 
-def test_a_caller_that_does_not_read_is_not_read_either(serve: Serve, mouth: Mouth) -> None:
-    """The backlog stops the reading at its high-water mark, and reading goes on when it has drained."""
+@pytest.mark.parametrize(
+    ("body_bytes", "most"), [(100_000, HIGH_WATER), (1 << 20, HIGH_WATER_BYTES >> 20)], ids=["messages", "bytes"]
+)
+def test_a_caller_that_does_not_read_is_not_read_either(serve: Serve, mouth: Mouth, body_bytes: int, most: int) -> None:
+    """The backlog stops the reading at its high-water marks, and reading goes on when it has drained."""
     kept = Kept(Echo)
     served = serve({}, {METHOD: kept})
-    body = bytes(1 << 20)
+    body = bytes(body_bytes)
     answers = served.stream(METHOD, ("grpc.http2.lookahead_bytes", 1 << 16))(mouth, timeout=60)
-    count = HIGH_WATER * 2
+    count = HIGH_WATER * 5
     for _ in range(count):
         mouth.say(body)
     talk = kept.only()
-    assert wait_until(lambda: talk.call.backlog >= HIGH_WATER, timeout_s=30)
+    assert wait_until(lambda: talk.call.backlog >= most, timeout_s=30)
     served.on_loop(lambda: None)
     heard = len(talk.heard)
     assert heard < count
-    assert talk.call.backlog <= HIGH_WATER + 1
+    assert talk.call.backlog <= most + 1
     mouth.close()
     assert sum(1 for _ in answers) == count
     assert len(talk.heard) == count + 1
