@@ -13,6 +13,8 @@ CARD_FILE = "card.md"
 CARD_BYTES_MAX = 4096
 """Every ModelMetadata answer carries it."""
 LABELS = 20
+PROMPT, WRITTEN = 40, 240
+"""Characters of a language model's samples: of the prompt, and of each text."""
 
 WHAT: dict[str, str] = {
     "regression": "Predicts numbers",
@@ -72,6 +74,15 @@ def _card(metrics: dict[str, Any], data: dict[str, Any], found: dict[str, Any]) 
         "## Limits",
         "The figures are of one seed, and of held-out data from the same source as the training data. "
         "Other data may be answered worse, and nothing here says by how much.",
-        "",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_texts(found), ""])
+
+
+def _texts(found: dict[str, Any]) -> list[str]:
+    """What a language model writes, indented as Markdown wants it verbatim."""
+    texts: list[dict[str, Any]] = found.get("texts", [])
+    lines = ["", f"## What it writes, going on from {found['prompt'][-PROMPT:]!r}"] if texts else []
+    for each in texts:
+        lines += ["", f"Temperature {each['temperature']:g}:", ""]
+        lines += [f"    {line}".rstrip() for line in each["text"][:WRITTEN].splitlines()]
+    return lines

@@ -32,24 +32,24 @@ def write_samples(run_folder: Path, network: CharLstm, dataset: Dataset, *, epoc
     Args:
         run_folder: of the run.
         network: as it would be served.
-        dataset: whose vocabulary the network knows, and whose held-out text begins as the samples do.
+        dataset: whose vocabulary the network knows; the texts begin as a new line of it would.
         epoch: after which, counted from 1.
         seed: of the texts.
     """
     path = run_folder / SAMPLES_DIR / f"epoch-{epoch:04}.txt"
     path.parent.mkdir(exist_ok=True)
-    texts = sample_texts(network, dataset, seed=seed)
+    vocabulary = dataset.vocabulary
+    prompt = "\n" if "\n" in vocabulary else vocabulary[int(dataset.test.inputs[0])]
+    texts = sample_texts(network, vocabulary, prompt, seed=seed)
     text = "\n\n".join(f"--- temperature {temperature:g} ---\n{text}" for temperature, text in texts.items()) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
     return path
 
 
-def sample_texts(network: CharLstm, dataset: Dataset, *, seed: int, characters: int = CHARACTERS) -> dict[float, str]:
-    """A text at each temperature, all from the same uniform numbers, as a new line of the text would go on."""
-    vocabulary = dataset.vocabulary
-    prompt = "\n" if "\n" in vocabulary else vocabulary[int(dataset.test.inputs[0])]
+def sample_texts(network: CharLstm, vocabulary: str, prompt: str, *, seed: int) -> dict[float, str]:
+    """How a network goes on from a prompt at each of four temperatures, by the same uniform numbers."""
     return {
-        temperature: go_on(network, vocabulary, prompt, characters=characters, temperature=temperature, seed=seed)
+        temperature: go_on(network, vocabulary, prompt, characters=CHARACTERS, temperature=temperature, seed=seed)
         for temperature in TEMPERATURES
     }
 

@@ -211,8 +211,13 @@ def by_hand(network: Any, images: torch.Tensor, white: float) -> torch.Tensor:
 
 def test_a_text_is_written_from_its_own_characters_and_again_the_same(runs: Runs) -> None:
     found = runs("language").read_json("report.json")
-    assert len(found["written"]) == 600
-    assert set(found["written"]) <= set("the quick brown fox jumps over the lazy dog. ")
+    page, card = (runs("language").path / name for name in ("report.html", "card.md"))
+    assert [each["temperature"] for each in found["texts"]] == [0.2, 0.5, 1.0, 1.2]
+    for each in found["texts"]:
+        assert len(each["text"]) == 400
+        assert set(each["text"]) <= set("the quick brown fox jumps over the lazy dog. ")
+        assert each["text"] in page.read_text()
+        assert f"Temperature {each['temperature']:g}:\n\n    {each['text'][:240]}".rstrip() in card.read_text()
     nats = [each["nats"] for each in found["surprises"]]
     assert nats == sorted(nats, reverse=True)
     assert sum(each["share"] for each in found["loss_by_character"]) <= 1 + 1e-9

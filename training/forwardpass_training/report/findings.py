@@ -3,7 +3,6 @@
 Figures are computed from held-out rows only; each list is bounded, so that a page stays a page.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from forwardpass_training.intervals import intervals, wilson
 from forwardpass_training.metrics import calibration
 from forwardpass_training.models import CharLstm
 from forwardpass_training.report import pictures
+from forwardpass_training.samples import sample_texts
 
 FINDINGS_FILE = "report.json"
 
@@ -25,7 +25,7 @@ SAMPLES, MISTAKES, EXPLAINED = 12, 12, 10
 POINTS = 400
 FEATURES = 12
 CONTEXT_CHARACTERS, SURPRISES = 60, 8
-WRITTEN_CHARACTERS, PROMPT_CHARACTERS, TEMPERATURE = 600, 60, 0.8
+PROMPT_CHARACTERS = 60
 
 
 def find(config: RunConfig, dataset: Dataset, network: nn.Module, held_out: Evaluation) -> dict[str, Any]:
@@ -196,15 +196,17 @@ def _text(network: CharLstm, dataset: Dataset, held_out: Evaluation) -> dict[str
     ]
     loss = np.bincount(tokens.numpy(), weights=nats, minlength=len(vocabulary))
     heaviest = np.argsort(-loss, kind="stable")[:12].tolist()
-    prompt = tokens[:PROMPT_CHARACTERS]
+    prompt = read(0, PROMPT_CHARACTERS)
     return {
         "surprises": surprises,
         "loss_by_character": [
             {"character": vocabulary[token], "share": loss[token] / loss.sum()} for token in heaviest
         ],
-        "prompt": read(0, len(prompt)),
-        "written": "".join(vocabulary[token] for token in _write(network, prompt)),
-        "temperature": TEMPERATURE,
+        "prompt": prompt,
+        "texts": [
+            {"temperature": temperature, "text": text}
+            for temperature, text in sample_texts(network, vocabulary, prompt, seed=0).items()
+        ],
     }
 
 
@@ -215,22 +217,6 @@ def _apart(places: NDArray[np.int64], distance: int, wanted: int) -> list[int]:
         if len(taken) < wanted and all(abs(place - other) >= distance for other in taken):
             taken.append(place)
     return taken
-
-
-@torch.no_grad()
-def _write(network: CharLstm, prompt: Tensor) -> Sequence[int]:
-    """Characters drawn one after another, each from the network's own distribution at TEMPERATURE; seed 0."""
-    generator = Generator().manual_seed(0)
-    tokens = prompt.unsqueeze(0).to(network.head.weight.device)
-    h, c = network.zero_state(1)
-    written: list[int] = []
-    for _ in range(WRITTEN_CHARACTERS):
-        logits, h, c = network(tokens, h, c)
-        shares = torch.softmax(logits[0, -1].double().cpu() / TEMPERATURE, dim=-1)
-        token = torch.multinomial(shares, 1, generator=generator)
-        written.append(int(token))
-        tokens = token.unsqueeze(0).to(tokens.device)
-    return written
 
 
 def _of_classes(answers: NDArray[Any]) -> NDArray[Any]:
