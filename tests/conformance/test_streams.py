@@ -164,15 +164,16 @@ def test_a_deadline_of_a_stream_passes_while_the_model_works(stream: Callable[..
 
 
 @interop("half-closed, never read", "flow control holds it; gone with its caller")
-def test_a_reader_who_does_not_read_costs_no_memory(server: ServerProcess, stream: Callable[..., Stream]) -> None:
+def test_a_reader_who_does_not_read_costs_no_more_than_a_queue(server: ServerProcess, stream: Callable[..., Stream]) -> None:
     opened = stream()
     before = server.memory_bytes()
     body = ask("identity_uint8", zeros("UINT8", (1, 1 << 20))).SerializeToString()
-    for _ in range(500):  # 500 MiB of answers, were they all made
+    for _ in range(2000):  # 2 GB of answers, were they all made
         opened.send(body)
     wait_until(lambda: server.total("grpc_server_started_total", grpc_method="ModelStreamInfer") >= 1, "it began")
     assert server.valid_request().ok
-    assert server.memory_bytes() - before < 64 * MIB, "answers pile up for a reader who does not read"
+    # What was read before the first answers waited is bounded by the model's queue, 256 MiB, and answered.
+    assert server.memory_bytes() - before < 450 * MIB, "answers pile up for a reader who does not read"
     opened.call.cancel()
 
 
