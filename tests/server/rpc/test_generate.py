@@ -113,7 +113,7 @@ def about(response: pb.ModelInferResponse) -> tuple[int, str, int]:
     return given["generated_tokens"].int64_param, given["finish_reason"].string_param, given["seed"].int64_param
 
 
-# ------------------------------------------------------------------------------------------------ what may not be asked for
+# ------------------------------------------------------------------------- what may not be asked for
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "'max_tokens' is an integer from 1 to 65536, got 0"),
@@ -249,7 +249,7 @@ def test_any_value_of_any_setting_is_answered_or_refused(
     assert result.code in (0, Code.INVALID_ARGUMENT, Code.DEADLINE_EXCEEDED), result.message
 
 
-# ------------------------------------------------------------------------------------------------ the text
+# ------------------------------------------------------------------------- the text
 
 
 def test_a_unary_call_is_answered_with_the_whole_text(server: "Server", writer: Writer) -> None:
@@ -338,7 +338,7 @@ def test_an_empty_final_response_is_not_sent_on_top(server: "Server", writer: Wr
     assert [is_final(each) for each in heard(stream)].count(True) == 1
 
 
-# ------------------------------------------------------------------------------------------------ many, slow, and leaving
+# ------------------------------------------------------------------------- many, slow, and leaving
 
 
 def test_a_text_does_not_hold_the_line_of_other_requests(

@@ -339,3 +339,50 @@ def test_a_turn_is_told_when_its_caller_leaves() -> None:
     assert not turn.send(token("y"))
     turn.on_cancel(lambda: told.append("late"))
     assert told == ["open", "late"]
+
+
+def test_a_turn_that_steps_out_speaks_at_once_and_holds_nobody_up() -> None:
+    stream, turns = several(requests=3)
+    first, text, last = turns
+    text.step_out()  # too late: it is not the last in the line any more
+    text.send(token("held"))
+    assert stream.heard == []
+    last.step_out()
+    last.send(token("at once"))
+    last.reply(token("and over"))
+    assert [answer.infer_response.id for answer in heard(stream)] == ["at once", "and over"]
+    first.reply(token("one"))
+    text.reply(token("two"))
+    assert stream.result().code == 0
+    assert [answer.infer_response.id for answer in heard(stream)][2:] == ["one", "held", "two"]
+
+
+def test_a_turn_out_of_the_line_keeps_its_stream_open_and_hears_when_its_caller_leaves() -> None:
+    stream, (turn,) = several()
+    turn.step_out()
+    told: list[str] = []
+    turn.on_cancel(lambda: told.append("left"))
+    turn.send(token("x"))
+    assert not stream.answered
+    stream.cancel()
+    assert (told, turn.cancelled, turn.send(token("y"))) == (["left"], True, False)
+
+
+def test_a_turn_is_behind_while_two_messages_for_each_open_turn_are_not_taken() -> None:
+    stream, (one, other) = several(requests=2)
+    other.step_out()
+    stream.stall()
+    told: list[str] = []
+    for number in range(4):
+        assert not other.behind
+        other.send(token(str(number)))
+    assert other.behind
+    other.when_taken(lambda: told.append("taken"))
+    stream.take(3)
+    assert (told, other.behind) == ([], False)
+    stream.take(1)
+    assert told == ["taken"]
+    stream.take()
+    one.reply(token("x"))
+    other.reply(token("y"))
+    assert stream.result().code == 0

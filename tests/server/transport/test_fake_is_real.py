@@ -478,3 +478,23 @@ def test_a_stalled_fake_caller_fills_the_backlog_and_draining_it_is_heard() -> N
 def test_a_fake_call_that_nobody_answers_times_out() -> None:
     with pytest.raises(TimeoutError, match=r"nothing happened for 0\.01 s"):
         FakeServer({METHOD: lambda call, body: None}).unary(METHOD, b"", timeout_s=0.01)
+
+
+def test_a_stalled_fake_caller_who_takes_everything_is_heard_once() -> None:
+    """The fake's own, as above."""
+    factory = Factory(lambda talk, what: None)
+    stream = FakeServer({}, {METHOD: factory}).stream(METHOD)
+    stream.stall()
+    call, told = factory.talks[0].call, []
+    for n in range(3):
+        call.send(b"%d" % n)
+    call.when_written(lambda: told.append(call.backlog))
+    stream.take(2)
+    assert told == []
+    stream.take(1)
+    assert told == [0]
+    call.send(b"again")
+    stream.take()
+    assert told == [0]
+    call.finish()
+    assert stream.result().code == 0

@@ -456,5 +456,68 @@ def test_streams_that_ended_are_not_held(serve: Serve) -> None:
     assert served.quiet()
     del answers
     gc.collect()
-    assert len([each for each in gc.get_objects() if isinstance(each, BidiCall | Echo)]) <= 1
+    assert len([each for each in gc.get_objects() if type(each) in (BidiCall, Echo)]) <= 1
     assert not served.server._loop.streams
+
+
+def test_when_written_runs_once_on_the_loop_when_nothing_is_left(serve: Serve) -> None:
+    ran: list[tuple[str, int]] = []
+
+    class Burst(Talk):
+        def on_message(self, body: bytes) -> None:
+            for _ in range(20):
+                self.call.send(bytes(100_000))
+            for _ in range(2):
+                self.call.when_written(self.written)
+
+        def written(self) -> None:
+            ran.append((threading.current_thread().name, self.call.backlog))
+            if len(ran) == 2:
+                self.call.send(b"more")  # does not call again
+                self.call.when_written(self.last)
+
+        def last(self) -> None:
+            self.call.finish()
+
+    answers = serve({}, {METHOD: Burst}).stream(METHOD)(iter([b""]), timeout=20)
+    assert sum(1 for _ in answers) == 21
+    assert ran == [("loop", 0), ("loop", 0)]
+
+
+def test_when_written_comes_soon_from_any_thread_where_nothing_waits(serve: Serve) -> None:
+    came = threading.Event()
+
+    class Idle(Talk):
+        def on_message(self, body: bytes) -> None:
+            threading.Thread(target=lambda: self.call.when_written(self.written)).start()
+
+        def written(self) -> None:
+            came.set()
+            self.call.finish()
+
+    assert list(serve({}, {METHOD: Idle}).stream(METHOD)(iter([b""]), timeout=20)) == []
+    assert came.is_set()
+
+
+def test_when_written_is_silent_for_a_caller_who_left(serve: Serve) -> None:
+    told: list[int] = []
+
+    class Stuck(Talk):
+        def on_message(self, body: bytes) -> None:
+            for _ in range(20):
+                self.call.send(bytes(1_000_000))
+            self.call.when_written(lambda: told.append(1))
+
+        def on_cancel(self) -> None:
+            self.call.when_written(lambda: told.append(2))
+            super().on_cancel()
+
+    kept = Kept(Stuck)
+    served = serve({}, {METHOD: kept})
+    answers = served.channel().unary_stream(METHOD)(b"")
+    next(answers)
+    answers.cancel()
+    talk = kept.only()
+    assert wait_until(lambda: talk.heard[-1:] == ["cancel"])
+    assert served.quiet()
+    assert told == []
