@@ -15,7 +15,7 @@ from forwardpass_server import config, logs, memory
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.logs import event
 from forwardpass_server.seat import Place, Seat, place_in
-from forwardpass_server.transport import single_thread
+from forwardpass_server.transport import core_log, single_thread
 
 log = logging.getLogger("forwardpass_server.main")
 
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(settings: config.ServerConfig, place: Place | None) -> int:
     memory.share_one_arena(os.environ)
     single_thread.choose(os.environ)
+    core_log.choose(os.environ)
     # Imported here, so that --help and a wrong flag are answered without ONNX Runtime's half second.
     from forwardpass_server.app import Server
 
