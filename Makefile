@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODELS ?= models
 MINUTES ?= 10
+DOCKER ?= docker
 # Exactly one build of ONNX Runtime: the CUDA one where an NVIDIA GPU answers, else the CPU one.
 RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 SOURCES := clients proto server training tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test conformance fuzz compat check format proto bench bench-quick clean
+.PHONY: help demo serve test conformance fuzz compat check format proto bench bench-quick image image-check manifests rolling audit clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,11 +45,12 @@ fuzz: $(VENV)/.dev  ## random bytes, requests and values to a real server, for M
 compat: $(VENV)/.dev  ## clients and models of others: tritonclient, perf_analyzer, KServe, fresh stubs, ONNX's own test suite
 	$(BIN)/python -m pytest -m compat tests/compat
 
-check: $(VENV)/.dev  ## ruff, mypy strict, and that generated files are what their sources give
+check: $(VENV)/.dev  ## ruff, mypy strict, hadolint, and that generated files are what their sources give
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/.dev  ## let ruff put the code in order
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -62,6 +64,23 @@ bench: $(VENV)/.dev  ## speed beside a bare echo and ONNX Runtime alone, on two 
 
 bench-quick: $(VENV)/.dev  ## the same in under 4 minutes; BENCH="--realtime --record" quiets and keeps
 	$(BIN)/python tests/benchmark/bench.py --quick $(BENCH)
+
+image: Dockerfile  ## the three container images, by docker (DOCKER=podman for podman)
+	for stage in training server-cpu server; do \
+	    $(DOCKER) build --target $$stage --tag forwardpass:$$stage --build-arg REVISION=$$(git rev-parse HEAD) . || exit 1; \
+	done
+
+image-check: $(VENV)/.dev  ## build two of them without a registry, run them confined, predict, stop; needs root and podman
+	$(BIN)/python tests/image/check.py $(IMAGE)
+
+manifests: $(VENV)/.dev  ## render every overlay and component, check schemas, and check what they claim
+	$(BIN)/python -m pytest tests/k8s
+
+rolling: $(VENV)/.dev  ## 20 rolling restarts under load behind nginx, haproxy and our client: no call may fail
+	FORWARDPASS_RESTARTS=20 $(BIN)/python -m pytest tests/integration/test_rolling_restart.py
+
+audit: $(VENV)/.dev  ## known vulnerabilities of what the server's image holds, and its bill of materials
+	$(BIN)/python tests/image/audit.py
 
 clean:  ## remove the environment, runs and models
 	rm -rf $(VENV) runs $(MODELS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
