@@ -14,9 +14,7 @@ import numpy as np
 
 from forwardpass_proto import model_config_pb2 as pb
 from forwardpass_server.errors import LoadFailed
-from forwardpass_server.lifecycle import prove
 from forwardpass_server.lifecycle.model_settings import ModelSettings, UnsupportedConfig
-from forwardpass_server.lifecycle.prove import Golden
 from forwardpass_server.runtime.warmup import PROBE_ROWS, buckets, probe_batching, warm
 from forwardpass_server.scheduling.cost import CostCurve
 from forwardpass_server.scheduling.runner import Run
@@ -35,19 +33,17 @@ NOT_FOR_GENERATORS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Warmed:
-    """What warm-up and proof came to.
+    """What warm-up came to.
 
     Args:
         slots: texts that may be written in one run.
         alone_because: why only one may; None where several may.
         cost: of runs of the most steps, by their rows.
-        proof_runs: runs that the proof took.
     """
 
     slots: int
     alone_because: str | None
     cost: CostCurve
-    proof_runs: int
 
 
 def check_settings(settings: ModelSettings) -> None:
@@ -87,11 +83,10 @@ def check_no_generator(settings: ModelSettings) -> None:
         )
 
 
-def warmed(run: Run, generator: Generator, slots: int, golden: Sequence[Golden]) -> Warmed:
-    """Let it write in every batch size up to `slots`, and prove it.
+def warmed(run: Run, generator: Generator, slots: int) -> Warmed:
+    """Let it write in every batch size up to `slots`.
 
     Raises:
-        ProofFailed: a golden example is not reproduced.
         InvalidRequest, RunFailed: the model does not run.
         LoadFailed: it does not give back what a generator has to.
     """
@@ -99,10 +94,8 @@ def warmed(run: Run, generator: Generator, slots: int, golden: Sequence[Golden])
     _check_answers(run, generator, probe)
     alone_because = probe_batching(run, generator.signature, example=probe)
     slots = slots if alone_because is None else 1
-    sizes = buckets(slots)
-    cost = warm(run, generator.signature, sizes, example=_writing(generator, 1))
-    proof_runs = prove.prove(run, generator.signature, golden, sizes if slots > 1 else ())
-    return Warmed(slots=slots, alone_because=alone_because, cost=cost, proof_runs=proof_runs)
+    cost = warm(run, generator.signature, buckets(slots), example=_writing(generator, 1))
+    return Warmed(slots=slots, alone_because=alone_because, cost=cost)
 
 
 def _writing(generator: Generator, rows: int) -> list[np.ndarray | None]:

@@ -216,9 +216,11 @@ class Loader:
         enter(State.WARMING)
         slots = self._rules.max_batch_size if settings.max_batch_size is None else max(settings.max_batch_size, 1)
         with _blaming_the_model():
-            warmed = generators.warmed(session.run, generator, slots, golden)
-        enter(State.PROVING)
-        self._log(folder, warmed.alone_because, warmed.cost, inline=False, proof_runs=warmed.proof_runs)
+            warmed = generators.warmed(session.run, generator, slots)
+            enter(State.PROVING)
+            sizes = buckets(warmed.slots) if warmed.slots > 1 else ()
+            proof_runs = prove.prove(session.run, graph, golden, sizes)
+        self._log(folder, warmed.alone_because, warmed.cost, inline=False, proof_runs=proof_runs)
         return LoadedVersion(
             model=folder.model,
             number=folder.version,
