@@ -39,7 +39,10 @@ class Call(Protocol):
 
     @property
     def deadline(self) -> float:
-        """`time.monotonic()` seconds after which nobody waits; `math.inf` when the caller set none."""
+        """`time.monotonic()` seconds after which nobody waits; `math.inf` when the caller set none.
+
+        It is counted from when the call was read, less the longest that it may have lain unread.
+        """
 
     @property
     def received_ns(self) -> int:

@@ -14,7 +14,8 @@ class Stats:
     calls_cancelled: int = 0
     """Of the completed, those whose caller left (or ran out of time) before the answer."""
     calls_refused: int = 0
-    """Calls answered without a handler: unknown method, too many in flight, stopping, message too large or missing."""
+    """Calls answered without a handler: unknown method, too many in flight, read too late, stopping, message too
+    large or missing."""
     loop_passes: int = 0
     """Rounds of the loop: every ready event, then `on_idle`."""
     loop_busy_s: float = 0.0

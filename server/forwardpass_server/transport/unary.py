@@ -64,7 +64,7 @@ class UnaryCall:
         self._callbacks: list[Callable[[], None]] | None = None
         self.received_ns = 0
         self.on_answer: OnAnswer | None = None
-        self.deadline = monotonic_deadline(request.call_details.deadline)
+        self.deadline = monotonic_deadline(request.call_details.deadline) - loop.behind_s
         loop.stats.calls_started += 1
         loop.in_flight += 1
         error = raw.start_server_batch((ReceiveMessage(0),), self._on_message)

@@ -262,3 +262,33 @@ def test_what_is_no_exception_ends_the_loop_and_leaves_nothing_hanging() -> None
         assert waiting.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     assert held[0].reply(b"late") is False
     assert server.stop(drain_s=10, grace_s=10).total_s < 5
+
+
+def test_a_server_that_reads_late_refuses_those_who_may_not_wait_any_more_and_no_others(serve: Serve) -> None:
+    gate = threading.Event()
+    began = threading.Event()
+
+    def idle() -> bool:
+        began.set()
+        gate.wait(WAIT_S)
+        return False
+
+    served = serve({ECHO: echo}, on_idle=idle)
+    multi = served.unary(ECHO)
+    first = multi.future(b"0")
+    assert began.wait(WAIT_S)
+    closed_s = time.monotonic()
+    patient = [multi.future(b"1") for _ in range(EVENTS_PER_ROUND)]  # more than one round reads
+    hurried = [multi.future(b"2", timeout=4) for _ in range(20)]
+    unhurried = multi.future(b"3", timeout=1000)
+    assert wait_until(lambda: time.monotonic() > closed_s + 1.2)  # more than a quarter of the four seconds
+    gate.set()
+    assert first.result() == b"0"
+    assert {future.result() for future in patient} == {b"1"}
+    assert unhurried.result() == b"3"
+    for future in hurried:
+        assert future.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "late, too much for this one's deadline; retry later" in future.details()
+        assert int(dict(future.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1200
+    assert multi(b"4", timeout=4) == b"4"
+    assert served.server.stats.calls_refused == 20
