@@ -99,6 +99,8 @@ class Managed:
         self.repo = repo
         self.loads = Loads()
         self.recorder = Recorder()
+        self.given_up = False
+        """A stop was not waited for to its end: what a lease still held then, nobody frees any more."""
         self.strict = bool(watch.pop("strict", False))
         settings: dict[str, Any] = {"poll_s": 0.01} | watch
         self.manager = ModelManager(Watch(root=repo.root, **settings), self.loads, strict_readiness=self.strict)
@@ -147,7 +149,7 @@ def managed(repo: Any) -> Iterator[Callable[..., Managed]]:
     yield make
     for each in made:
         each.loads.gate.set()
-        assert each.manager.stop(WAIT_S)
+        assert each.manager.stop(WAIT_S) or each.given_up
 
 
 def test_a_version_goes_through_every_state_and_each_is_told(managed: Any, repo: Any) -> None:
@@ -764,6 +766,7 @@ def test_a_stop_does_not_wait_for_a_drain_that_was_ordered(managed: Any, repo: A
     draining = unload(it, "m")
     it.until_state("m", 1, State.DRAINING)
     assert not it.manager.stop(0.05)
+    it.given_up = True
     assert isinstance(draining.wait().error, Stopping)
     held.release()
 

@@ -202,7 +202,7 @@ def test_a_thousand_callers_that_leave_each_end_once_and_leave_nothing(serve: Se
     desk.left.clear()
     del future
     gc.collect()
-    alive = [each for each in gc.get_objects() if isinstance(each, UnaryCall)]
+    alive = [each for each in gc.get_objects() if type(each) is UnaryCall]
     assert len(alive) <= 1, "calls that ended are still held"
 
 
