@@ -4,7 +4,7 @@ read the GOAWAY; measured with this sequence: 15 stops, 54,697 calls admitted, a
     1. close the port to new connections, by shutting down the listening socket under the core
     2. go on serving for the drain time: clients leave as connections reach `max_connection_age` and endpoints move
     3. refuse new calls with UNAVAILABLE until every admitted call is completed, or the grace time is over
-    4. refuse 30 ms more: a completed answer may not have reached the socket
+    4. end the streams that are left as UNAVAILABLE; refuse 30 ms more: an answer may not have reached the socket
     5. shut down the accepted connections: their clients see UNAVAILABLE, which they retry elsewhere
     6. shut the core's server down, refusing what still surfaces; cancel what outlived its grace
     7. end the queue
@@ -60,6 +60,9 @@ class Stoppable(Protocol):
     def end_streams(self, code: int, message: str) -> None:
         """Ask every stream to end. Loop thread."""
 
+    def abandon_streams(self, code: int, message: str) -> None:
+        """End every stream with this status. Loop thread."""
+
     def shut_down(self, then: Callable[[], None]) -> None:
         """Shut the core's server down, then `then`. Loop thread."""
 
@@ -100,6 +103,8 @@ class Stop:
         left = self._wait_for_calls()
         waited = time.monotonic()
         answered = stats.calls_answered - answered_before
+        if left:  # streams are told; to the others it is said by their connections
+            self._on_loop(lambda: self._server.abandon_streams(UNAVAILABLE, STOPPING))
         time.sleep(FLUSH_S)
 
         connections = sockets.shut_down_accepted(self._server.port)

@@ -175,6 +175,14 @@ class BidiCall:
             self._status_if_ok = (code, status_message(message), ())
         self._deliver_half_close()
 
+    def abandon(self, code: int, message: str) -> None:
+        """The server's time is over: end with this status, whatever the handler still has to say. Loop thread."""
+        with self._loop.lock:
+            if self._gone or self._finishing or self._loop.closed:
+                return
+            self._finish((code, status_message(message), ()))
+            self._leave()
+
     def _finish(self, status: Status) -> bool:
         with self._loop.lock:
             if self._gone or self._loop.closed:
@@ -270,7 +278,7 @@ class BidiCall:
             if event.success:
                 self._write()
             ended = self._closed and not self._writing
-            written = bool(self._when_written) and not self._writing and not self._closed
+            written = bool(self._when_written) and event.success and not self._writing
             writable = self._full and len(self._out) <= LOW_WATER and self._backlog_bytes <= LOW_WATER_BYTES
             if writable:
                 self._full = False
@@ -304,7 +312,7 @@ class BidiCall:
 
     def _tell_written(self) -> None:
         with self._loop.lock:
-            if self._writing or self._gone or self._finishing:  # it has gone on meanwhile, or is over
+            if self._out or self._writing or self._gone or self._finishing:  # it has gone on meanwhile, or is over
                 return
             callbacks, self._when_written = self._when_written, []
         for callback in callbacks:

@@ -237,6 +237,45 @@ def test_a_stream_whose_caller_had_half_closed_ends_as_its_handler_says(serve: S
     assert report.grace_s < WAIT_S
 
 
+def test_a_stream_that_outlives_the_grace_is_told_that_the_server_stops(serve: Serve) -> None:
+    kept = Kept()
+    served = serve({}, {METHOD: kept})
+    answers = served.channel().unary_stream(METHOD)(b"")
+    talk = kept.only()
+    talk.call.send(b"piece")
+    assert next(answers) == b"piece"
+    report = served.stop(grace_s=0.1)
+    served.cancelled = 1
+    with pytest.raises(grpc.RpcError) as caught:
+        next(answers)
+    assert (caught.value.code(), "this server is stopping" in caught.value.details()) == (UNAVAILABLE, True)
+    assert report.cancelled == 1
+    assert talk.heard[-1] == "cancel"
+    assert not talk.call.send(b"late")
+
+
+def test_a_stream_that_outlives_the_grace_is_told_that_the_server_stops(serve: Serve) -> None:
+    talks: list[Talk] = []
+
+    def make(call: StreamCall) -> Talk:
+        talks.append(Talk(call))
+        return talks[-1]
+
+    served = serve({}, {HOLD: make})
+    answers = served.channel().unary_stream(HOLD)(b"", timeout=20)
+    assert wait_until(lambda: bool(talks))
+    talks[0].call.send(b"piece")
+    assert next(answers) == b"piece"
+    report = served.stop(grace_s=0.1)
+    served.cancelled = 1
+    with pytest.raises(grpc.RpcError) as caught:
+        next(answers)
+    assert (caught.value.code(), "this server is stopping" in caught.value.details()) == (UNAVAILABLE, True)
+    assert report.cancelled == 1
+    assert talks[0].heard == [b"", "half-close", "cancel"]
+    assert not talks[0].call.send(b"late")
+
+
 def test_a_stop_without_clients_is_quick_and_frees_the_port(serve: Serve) -> None:
     served = serve({ECHO: echo})
     assert served.stop().total_s < 5
