@@ -11,8 +11,8 @@ from conformance.process import IN_FLIGHT, QUEUED, REQUESTS, ServerProcess, wait
 from conformance.wire import INFERENCE, Caller, ask, ok, trips, zeros
 
 CANCELLED = grpc.StatusCode.CANCELLED
-WORK = 200_000
-"""Turns of the slow model: nearly half a second."""
+WORK = 3_000_000
+"""Turns of the slow model: several seconds, for a caller who will not wait for them."""
 
 
 case_19 = pytest.mark.case("19", "cancel before it waits", "CANCELLED within 100 ms; the model is not run")
@@ -63,6 +63,7 @@ def test_a_call_cancelled_while_its_model_runs_returns(server: ServerProcess, ca
         each.cancel()
         outcome = each.outcome()
         assert outcome.code is CANCELLED
+        assert outcome.seconds < 3
     server.wait_until_idle()
     assert server.total(REQUESTS, model="slow", outcome="canceled") - before == count
 
@@ -72,7 +73,7 @@ def test_a_run_that_nobody_waits_for_does_not_hold_up_other_models(server: Serve
     pending = caller.begin(ask("slow", trips(WORK)))
     wait_until(lambda: server.total(IN_FLIGHT, model="slow") == 1, "the model is at work")
     pending.cancel()
-    assert caller.infer(ask("mlp", zeros("FP32", (1, 10)))).seconds < 0.2
+    assert caller.infer(ask("mlp", zeros("FP32", (1, 10)))).seconds < 1
 
 
 case_22 = pytest.mark.case("22", "cancel racing completion, x1000", "each call ends exactly once; clean log")

@@ -177,6 +177,13 @@ class VersionStatistics:
             account.compute_output.ns += sum(output_ns)
             account.batches[rows].output_ns += max(output_ns)
 
+    def took_back(self) -> None:
+        """One request that `ran` counted as answered has no answer after all; `refused` says what became of it."""
+        with self._lock:
+            account = self._account
+            account.outcomes["ok"] -= 1
+            account.success.count -= 1
+
     def refused(self, error: BaseException, received_ns: int = 0) -> None:
         """One request ended without tensors: refused before the queue, dropped in it, or failed by its run.
 

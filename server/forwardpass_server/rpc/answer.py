@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from forwardpass_server.errors import CallerError
 from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.observe.timeline import Timeline
@@ -86,12 +85,8 @@ class Answer:
             (specs[index].name, specs[index].dtype, array)
             for index, array in zip(request.outputs, outputs, strict=True)
         ]
-        try:
-            request_id = self._request_id if self.keep is None else ""
-            body = forms.encode(self._encoder, version, request_id, named, self.forms)
-        except CallerError as error:  # the model has answered; what failed is between the caller and its memory
-            self.fail(error)
-            return
+        request_id = self._request_id if self.keep is None else ""
+        body = forms.encode(self._encoder, version, request_id, named, self.forms)
         if self.keep is not None:
             self.keep(body)
             body += with_id(self._request_id)

@@ -17,7 +17,7 @@ from functools import partial
 from math import inf
 from typing import Protocol
 
-from forwardpass_server.errors import CallCancelled, ForwardpassError, NotReady, Overloaded, Stopping
+from forwardpass_server.errors import CallCancelled, CallerError, ForwardpassError, NotReady, Overloaded, Stopping
 from forwardpass_server.observe.statistics import VersionStatistics
 from forwardpass_server.scheduling.request import Array, Request
 from forwardpass_server.tensors.heads import Head, InputHead
@@ -300,7 +300,9 @@ class _Passage:
         try:
             request.responder.succeed(outputs, request)
         except Exception as error:
-            log.exception("a finished answer could not be sent")
+            if not isinstance(error, CallerError):  # else it is between the caller and its own memory
+                log.exception("a finished answer could not be sent")
+            statistics.took_back()
             self.end_badly(error)
             return
         statistics.answered([request], request.rows)

@@ -16,7 +16,14 @@ from typing import Protocol
 
 import numpy as np
 
-from forwardpass_server.errors import CallCancelled, DeadlineExpired, ForwardpassError, InvalidRequest, RunFailed
+from forwardpass_server.errors import (
+    CallCancelled,
+    CallerError,
+    DeadlineExpired,
+    ForwardpassError,
+    InvalidRequest,
+    RunFailed,
+)
 from forwardpass_server.observe.statistics import VersionStatistics
 from forwardpass_server.scheduling.batch import split, stack, wanted_outputs
 from forwardpass_server.scheduling.request import Array, Inputs, Request
@@ -165,8 +172,8 @@ class Runner:
             timeline.batch_rows = rows
             if gone and request in gone:
                 self.fail(request, self._why_left(request))
-            else:
-                self._succeed(request, part)
+            elif not self._succeed(request, part):
+                here = [other for other in here if other is not request]
         self._statistics.answered(here, rows)
         return None
 
@@ -187,13 +194,17 @@ class Runner:
             with self._lock:
                 self._riders, self._termination, self.began_ns = (), None, 0
 
-    def _succeed(self, request: Request, outputs: Sequence[Array]) -> None:
-        """Give a request its outputs."""
+    def _succeed(self, request: Request, outputs: Sequence[Array]) -> bool:
+        """Give a request its outputs. Returns whether it has them."""
         try:
             request.responder.succeed(outputs, request)
         except Exception as error:
-            log.exception("a finished answer could not be sent")
+            if not isinstance(error, CallerError):  # else it is between the caller and its own memory
+                log.exception("a finished answer could not be sent")
+            self._statistics.took_back()
             self.fail(request, error)
+            return False
+        return True
 
     def _living(self, batch: Sequence[Request]) -> list[Request]:
         """Those whose callers still wait; the others are dropped."""

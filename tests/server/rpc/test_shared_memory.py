@@ -132,14 +132,16 @@ def test_text_may_be_written_there_too(shared: "Server", folder: Path) -> None:
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(
-    shared: "Server", folder: Path, places: dict[str, dict[str, object]], words: str
+def test_what_does_not_fit_is_refused_and_counted_so(
+    shared: "Server", models: "Models", folder: Path, places: dict[str, dict[str, object]], words: str
 ) -> None:
     before = (folder / "object").read_bytes()
     result = shared.infer(asking(**places))
     assert result.code == Code.INVALID_ARGUMENT
     assert words in result.message
     assert (folder / "object").read_bytes() == before
+    outcomes = models.scheduler("two").statistics.snapshot().outcomes
+    assert (outcomes["ok"], outcomes["invalid"]) == (0, 1)
 
 
 def test_data_in_two_places_are_refused(shared: "Server") -> None:

@@ -178,12 +178,33 @@ def test_an_answer_that_cannot_be_sent_fails_its_request_alone() -> None:
             raise MemoryError("no room to encode")
 
     clock, session = FakeClock(), FakeSession()
-    runner, _ = runner_of(session.run, clock)
+    runner, statistics = runner_of(session.run, clock)
     requests, callers = batch_of([1, 2], clock)
     requests[0].responder = stubborn = Stubborn()
     runner.run(requests)
     assert isinstance(stubborn.error, MemoryError)
     assert callers[1].outputs
+    account = statistics.snapshot()
+    assert (account.outcomes["ok"], account.outcomes["failed"], account.success.count) == (1, 1, 1)
+
+
+def test_an_answer_that_does_not_fit_the_callers_memory_is_its_own_fault_and_no_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Small(FakeResponder):
+        def succeed(self, outputs: Sequence[Array], request: Request) -> None:
+            raise InvalidRequest("output 'y' has 16 bytes; its part has 8")
+
+    clock, session = FakeClock(), FakeSession()
+    runner, statistics = runner_of(session.run, clock)
+    requests, callers = batch_of([1, 2], clock)
+    requests[0].responder = small = Small()
+    runner.run(requests)
+    assert isinstance(small.error, InvalidRequest)
+    assert callers[1].outputs
+    account = statistics.snapshot()
+    assert (account.outcomes["ok"], account.outcomes["invalid"], account.outcomes["failed"]) == (1, 1, 0)
+    assert caplog.records == []
 
 
 def test_a_responder_that_cannot_even_fail_harms_nobody_else() -> None:
