@@ -63,7 +63,7 @@ def test_a_call_says_who_calls_what_and_when(serve: Serve) -> None:
     (call,) = seen
     assert call.method == ECHO
     assert before_ns < call.received_ns < time.monotonic_ns()
-    assert 0 < call.deadline - time.monotonic() < 7
+    assert 0 < call.deadline - time.monotonic() < 7.1  # the core rounds, and keeps time by clocks of its own
 
 
 def test_no_deadline_is_infinity(serve: Serve) -> None:
