@@ -78,6 +78,8 @@ class Loop:
         """Messages of this round, in the order in which they came."""
         self.unwatched: list[Watchable] = []
         self.streams: set[Endable] = set()
+        self.behind_s = 0.0
+        """The longest that what is read in this round may have lain unread; 0 while each round reads all there is."""
         self.in_flight = 0
         """Unary calls begun and not yet over."""
         self.bell = Bell(self.queue, self._on_bell)
@@ -90,10 +92,13 @@ class Loop:
         """Serve until the queue has shut down and is empty. Called once, by the thread that becomes the loop thread."""
         self._thread = threading.get_ident()
         poll = self.queue.poll
+        ready = EVENTS_PER_ROUND
         wait_until: float | None = 0.0
+        read_all_s = time.monotonic()
         while True:
             event = poll(wait_until)
             began_s = time.monotonic()
+            self.behind_s = began_s - read_all_s if not ready else 0.0
             ready = EVENTS_PER_ROUND
             empty = 0
             while True:
@@ -111,6 +116,8 @@ class Loop:
                     if empty == EMPTY_POLLS:
                         break
                 event = poll(0.0)
+            if ready:
+                read_all_s = time.monotonic()
             worked = self._end_round()
             wait_until = 0.0 if worked or not ready else None
             self._account(time.monotonic() - began_s)
