@@ -10,7 +10,7 @@ from forwardpass_training import run
 from forwardpass_training.__main__ import FAILED, MISSED_GATE, OK, main
 from forwardpass_training.attack_settings import AttackSettings
 from forwardpass_training.errors import ParityFailed, PublishFailed
-from forwardpass_training.explain import MAX_BATCH_SIZE, Explanation, explain, explainable, publish_explanation
+from forwardpass_training.explain import MAX_BATCH_SIZE, Explanation, expectation, explain, publish_explanation
 from forwardpass_training.gradient import scored
 from forwardpass_training.robustness import Robustness, attack
 from forwardpass_training.verify import measure
@@ -128,7 +128,7 @@ def test_an_explanation_that_is_not_the_network_s_is_not_published(
     network, _ = scored(other)
     for parameter in network.parameters():
         parameter.data.mul_(1.01)
-    report = measure(explanation.file, explainable(other, steps=STEPS))
+    report = measure(explanation.file, expectation(other, steps=STEPS))
     with pytest.raises(ParityFailed):
         publish_explanation(digits_run, replace(explanation, parity=report), tmp_path)
     assert list(tmp_path.iterdir()) == []

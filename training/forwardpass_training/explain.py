@@ -138,13 +138,27 @@ def explainable(exportable: Exportable, *, steps: int = STEPS) -> Exportable:
         BadSetting: steps below 1.
         ExportFailed: there is no gradient to take: several inputs, or a network that does not take floats.
     """
+    expected = expectation(exportable, steps=steps)
+    network, activation = scored(exportable)
+    (example,) = exportable.examples(3, torch.Generator().manual_seed(0))
+    explained = Explained(network, activation, example, steps=steps)
+    return dataclasses.replace(expected, module=explained.eval().requires_grad_(False))
+
+
+def expectation(exportable: Exportable, *, steps: int = STEPS) -> Exportable:
+    """What the explanation of a network must answer, without the graph that answers it, whose tracing takes seconds.
+
+    The `module` is still the network's own.
+
+    Raises:
+        BadSetting: steps below 1.
+        ExportFailed: there is no gradient to take.
+    """
     if steps < 1:
         raise BadSetting(f"steps is {steps}; integrated gradients need at least 1")
     network, activation = scored(exportable)
-    (example,) = exportable.examples(3, torch.Generator().manual_seed(0))
     return dataclasses.replace(
         exportable,
-        module=Explained(network, activation, example, steps=steps).eval().requires_grad_(False),
         reference=lambda x: by_autograd(network, activation, x, steps=steps),
         output_names=(*exportable.output_names, *OUTPUTS),
         metadata={**exportable.metadata, "forwardpass.explain_steps": str(steps)},
@@ -198,12 +212,12 @@ def publish_explanation(
     explanation.parity.check()
     folder = RunFolder.open(run_folder)
     name = f"{model or folder.config().name}{SUFFIX}"
-    explained = explainable(run.exportable(run_folder), steps=explanation.steps)
+    expected = expectation(run.exportable(run_folder), steps=explanation.steps)
     bound = f"# each row costs {explanation.steps} gradients, and batching them gains nothing\n"
     configure(root, name, f"{bound}max_batch_size: {MAX_BATCH_SIZE}\n")
     return publish_export(
         explanation.file,
-        explained,
+        expected,
         explanation.parity,
         root,
         model=name,
