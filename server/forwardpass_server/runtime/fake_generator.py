@@ -104,7 +104,7 @@ class FakeGeneratorRun:
             self._began.notify_all()
         ended = threading.Event()
         if termination is not None:
-            termination.arm(lambda: (ended.set(), self._free.set()))  # type: ignore[arg-type, return-value]
+            termination.arm(lambda: self._end(ended))
         self._free.wait()
         if ended.is_set():
             self._free.clear()
@@ -125,6 +125,10 @@ class FakeGeneratorRun:
             tokens[:, step] = token
         made = [tokens, state[:, None].astype(np.float32)]
         return [made[index] for index in outputs]
+
+    def _end(self, ended: threading.Event) -> None:
+        ended.set()
+        self._free.set()
 
     def hold(self) -> None:
         """Let runs begin and not end."""
