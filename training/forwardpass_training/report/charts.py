@@ -13,6 +13,7 @@ from forwardpass_training.metrics import Calibration
 
 WIDTH, HEIGHT = 420, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 40
+LINE = 15
 FEW = 25
 LOG_SPAN = 20.0
 
@@ -90,13 +91,22 @@ def lines(series: Sequence[Series], *, x_title: str, says: str, y: tuple[float, 
     for each in series:
         frame.line(each.points(), each.look)
     if len(series) > 1:
-        right = WIDTH - RIGHT
+        right, top = WIDTH - RIGHT, _legend_top(frame, series)
         for number, each in enumerate(reversed(series)):
             frame.add(
-                f'<text class="name {each.look}" x="{right}" y="{TOP + 10 + 15 * number}" text-anchor="end">'
+                f'<text class="name {each.look}" x="{right}" y="{top + 10 + LINE * number}" text-anchor="end">'
                 f"{escape(each.name)}</text>"
             )
     return frame.svg(says)
+
+
+def _legend_top(frame: Frame, series: Sequence[Series]) -> float:
+    """Where the legend begins, in pixels: at the top, or at the bottom where lines that end high leave that free."""
+    places = [frame.at(x, y) for each in series for x, y in each.points()]
+    beside = [y for x, y in places if x > WIDTH / 2]
+    needed = LINE * len(series) + 10
+    bottom = HEIGHT - BOTTOM - needed
+    return bottom if min(beside) < TOP + needed and max(beside) < bottom else TOP
 
 
 def reliability(found: Calibration, spread: Sequence[tuple[float, float]], *, says: str) -> str:
