@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -29,6 +29,7 @@ from forwardpass_server.access.gate import Credentials, Gate
 from forwardpass_server.access.tokens import TokenFile
 from forwardpass_server.config import ServerConfig
 from forwardpass_server.errors import StartFailed
+from forwardpass_server.lifecycle import loader
 from forwardpass_server.lifecycle.ensemble import EnsembleLoader
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.loader import Loader, LoadRules
@@ -42,9 +43,12 @@ from forwardpass_server.observe.page import MetricsPage
 from forwardpass_server.rpc import services, status
 from forwardpass_server.rpc.counted import counted, counted_stream
 from forwardpass_server.rpc.response_cache import ResponseCache
-from forwardpass_server.runtime import child, control_flow, providers
+from forwardpass_server.runtime import child, control_flow, providers, states
 from forwardpass_server.runtime.session import Session
+from forwardpass_server.runtime.states import StateSpec
 from forwardpass_server.scheduling.executor import InlineLoop
+from forwardpass_server.scheduling.runner import Run
+from forwardpass_server.scheduling.stateful import States
 from forwardpass_server.scheduling.watchdog import Watchdog
 from forwardpass_server.tensors.shared_memory import SharedMemory
 from forwardpass_server.tensors.signature import Signature
@@ -110,11 +114,15 @@ class Server:
         self._plan = providers.resolve(config.device)
         inline = InlineLoop()
         self._watchdog = None if config.max_run_s is None else Watchdog(config.max_run_s)
+
+        def on_loop(function: Callable[[], None]) -> None:
+            self._transport.call_soon(function)
+
         load = EnsembleLoader(
-            Loader(_rules(config), OnnxRuntime(self._plan, config), inline, self._watchdog),
+            Loader(_rules(config), OnnxRuntime(self._plan, config), inline, self._watchdog, on_loop=on_loop),
             find=lambda model, version: self._models.version(model, version),
             lend=lambda model, version: self._models.lease(model, version),
-            on_loop=lambda function: self._transport.call_soon(function),
+            on_loop=on_loop,
             max_requests=config.max_queue_requests,
         )
         self._models = ModelManager(_watch(config), load, strict_readiness=config.strict_readiness)
@@ -358,8 +366,25 @@ class OnnxRuntime:
     def open(self, path: Path, signature: Signature, settings: ModelSettings) -> Session:
         """A session on the device, or where the model's settings say."""
         threads = settings.session.intra_op_threads or self._intra_op_threads
-        plan = providers.for_model(self._plan, on_cpu=settings.on_cpu, tensorrt=settings.accelerator)
-        return Session(path, signature, plan, dataclasses.replace(settings.session, intra_op_threads=threads))
+        options = dataclasses.replace(settings.session, intra_op_threads=threads)
+        return Session(path, signature, self._plan_of(settings), options)
+
+    def keep_states(
+        self,
+        session: loader.Session,
+        settings: ModelSettings,
+        specs: Sequence[StateSpec],
+        *,
+        rows: int,
+        outputs: Collection[int],
+        batched: bool,
+    ) -> tuple[Run, States]:
+        """See `runtime.states.beside`."""
+        assert isinstance(session, Session), "one that `open` returned"
+        return states.beside(session, self._plan_of(settings), specs, rows=rows, outputs=outputs, batched=batched)
+
+    def _plan_of(self, settings: ModelSettings) -> providers.Plan:
+        return providers.for_model(self._plan, on_cpu=settings.on_cpu, tensorrt=settings.accelerator)
 
     def has_control_flow(self, path: Path) -> bool:
         """See `runtime.control_flow`."""
@@ -451,6 +476,7 @@ def _rules(config: ServerConfig) -> LoadRules:
         max_batch_size=config.max_batch_size,
         max_requests=config.max_queue_requests,
         max_queue_bytes=int(config.max_queue_mib * MIB),
+        processes=config.processes,
     )
 
 

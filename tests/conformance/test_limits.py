@@ -257,8 +257,8 @@ def test_a_parameter_of_the_wrong_type_is_refused_by_name(caller: Caller, key: s
         ("sequence_end", {"bool_param": True}),
     ],
 )
-def test_a_sequence_is_refused_by_name(caller: Caller, key: str, choice: dict[str, Any]) -> None:
-    refused(caller.infer(with_parameter(key, **choice)), grpc.StatusCode.UNIMPLEMENTED, key)
+def test_a_sequence_is_refused_by_a_model_that_keeps_none(caller: Caller, key: str, choice: dict[str, Any]) -> None:
+    invalid(caller.infer(with_parameter(key, **choice)), key)
 
 
 @case_parameters

@@ -218,6 +218,22 @@ def serve(root: Path) -> Iterator[Serve]:
             process.__exit__(None, None, None)
 
 
+@pytest.fixture(scope="module")
+def serve_all() -> Iterator[Callable[..., Process]]:
+    """Starts servers on a given repository, for all tests of a module."""
+    started: list[Process] = []
+
+    def start(root: Path, *flags: str, **options: Any) -> Process:
+        started.append(Process(root, *flags, **options))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.__exit__(None, None, None)
+
+
 @pytest.fixture(name="publish")
 def publish_fixture(root: Path) -> Callable[..., VersionFolder]:
     return lambda model, factor, **options: publish(root, model, factor, **options)

@@ -11,6 +11,7 @@ from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.scheduling.ensemble import EnsembleScheduler
 from forwardpass_server.scheduling.generation import GenerationScheduler
 from forwardpass_server.scheduling.policy import Limits
+from forwardpass_server.scheduling.sequence_scheduler import SequenceScheduler
 from forwardpass_server.tensors.signature import TensorSpec
 
 BACKEND = "onnxruntime"
@@ -43,6 +44,8 @@ def config_in_force(version: LoadedVersion) -> pb.ModelConfig:
     if isinstance(version.scheduler, GenerationScheduler):
         config.model_transaction_policy.decoupled = True
         config.max_batch_size = 0  # the first dimension of a prompt is no batch
+    elif version.sequences is not None:
+        _complete_sequences(config.sequence_batching, version.sequences)
     elif version.scheduler.limits.max_rows > 1:
         _complete_batching(config.dynamic_batching, version.scheduler.limits)
     else:  # each request runs alone, whatever was asked for
@@ -82,6 +85,14 @@ def _complete_instances(config: pb.ModelConfig, provider: str) -> None:
         group.kind = (
             pb.ModelInstanceGroup.KIND_CPU if provider == "CPUExecutionProvider" else pb.ModelInstanceGroup.KIND_GPU
         )
+
+
+def _complete_sequences(batching: pb.ModelSequenceBatching, sequences: SequenceScheduler) -> None:
+    batching.max_sequence_idle_microseconds = round(sequences.idle_s * 1e6)
+    if batching.WhichOneof("strategy_choice") is None:
+        batching.direct.SetInParent()
+    if batching.WhichOneof("strategy_choice") == "oldest":
+        batching.oldest.max_candidate_sequences = sequences.slots // sequences.instances
 
 
 def _complete_batching(batching: pb.ModelDynamicBatching, limits: Limits) -> None:

@@ -44,6 +44,12 @@ HONOURED = (
     r"dynamic_batching|dynamic_batching\.(max_queue_delay_microseconds|priority_levels|default_priority_level)",
     r"dynamic_batching\.default_queue_policy(\..*)?|dynamic_batching\.priority_queue_policy\[.*",
     r"response_cache(\.enable)?",
+    r"sequence_batching|sequence_batching\.max_sequence_idle_microseconds",
+    r"sequence_batching\.direct(\.(max_queue_delay_microseconds|minimum_slot_utilization))?",
+    r"sequence_batching\.oldest(\.(max_candidate_sequences|max_queue_delay_microseconds))?",
+    r"sequence_batching\.control_input\[\d+\](\.name|\.control\[\d+\](\.\w+)?)?",
+    r"sequence_batching\.state\[\d+\](\.(input_name|output_name|data_type|dims))?",
+    r"sequence_batching\.state\[\d+\]\.initial_state\[\d+\](\.(data_type|dims|zero_data|data_file|name))?",
     r"ensemble_scheduling\.step\[\d+\]\.(model_name|model_version|(input|output)_map\[.*)",
     r"model_warmup\[\d+\](\..*)?",
     r"model_transaction_policy(\.decoupled)?",  # of generators; false for all others
@@ -57,7 +63,8 @@ HONOURED = (
 HINTS = (
     r"optimization\..*",  # pinned memory, eager batching, accelerators of the CPU: how fast, never what
     r"instance_group\[\d+\]\.(host_policy|profile|rate_limiter.*)",
-    r"dynamic_batching\.preferred_batch_size",  # batches are as large as what is waiting
+    r"(dynamic_batching|sequence_batching\.oldest)\.preferred_batch_size",  # batches are as large as what is waiting
+    r"sequence_batching\.state\[\d+\]\.use_same_buffer_for_input_output",  # a hint about memory
     r"input\[\d+\]\.format",  # NHWC or NCHW: a name for the dims, which are checked themselves
     r"parameters(\[.*)?",  # of other backends, or of allocators
     r"metric_tags(\[.*)?|model_metrics(\..*)?",
@@ -124,11 +131,13 @@ def _settings(message: pb.ModelConfig, model: str, *, says_batch_size: bool) -> 
             )
     # Dims only have a meaning together with max_batch_size, so who gives them has said it: 0. Who gives neither leaves
     # it to us.
+    states = message.sequence_batching.state
     tensors: tuple[pb.ModelInput | pb.ModelOutput, ...] = (*message.input, *message.output)
+    says_shapes = any(each.dims or each.HasField("reshape") for each in tensors) or any(each.dims for each in states)
     return model_settings.of(
         message,
         model,
-        says_batch_size=says_batch_size or any(each.dims or each.HasField("reshape") for each in tensors),
+        says_batch_size=says_batch_size or says_shapes,
         hints=tuple(path for path in paths if not _HONOURED.fullmatch(path)),
     )
 

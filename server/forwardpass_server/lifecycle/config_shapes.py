@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from forwardpass_proto import model_config_pb2 as pb
+from forwardpass_server.lifecycle import sequence_layout
 from forwardpass_server.lifecycle.model_settings import ModelSettings, UnsupportedConfig
 from forwardpass_server.lifecycle.prove import Arrays, Golden
 from forwardpass_server.scheduling.runner import Run
@@ -105,18 +106,23 @@ def served(settings: ModelSettings, graph: Signature) -> Served:
         UnsupportedConfig: the graph has no such tensor, or one of another type or shape.
     """
     try:
-        return _served(settings.message or pb.ModelConfig(), graph)
+        return _served(settings, graph)
     except UnsupportedConfig as exc:
         raise UnsupportedConfig(f"{settings.source}: {exc}") from exc
 
 
-def _served(message: pb.ModelConfig, graph: Signature) -> Served:
+def _served(settings: ModelSettings, graph: Signature) -> Served:
+    message = settings.message or pb.ModelConfig()
     batched = message.max_batch_size > 0
     if batched:
         _check_batched(graph)
     inputs = _narrowed(graph.inputs, message.input, "input", batched)
     outputs = _narrowed(graph.outputs, message.output, "output", batched)
+    taken, made = sequence_layout.configured_states(settings)
+    inputs = _narrowed(inputs, taken, "sequence_batching.state", batched)
+    outputs = _narrowed(outputs, made, "sequence_batching.state", batched)
     names = {each.name for each in message.output} or {spec.name for spec in outputs}
+    names |= sequence_layout.kept_outputs(settings)
     numbers = tuple(index for index, spec in enumerate(outputs) if spec.name in names)
     outputs = tuple(outputs[index] for index in numbers)
     in_graph = dataclasses.replace(graph, inputs=inputs, outputs=outputs)

@@ -109,6 +109,8 @@ class EnsembleLoader:
             raise LoadFailed(f"{step}: {exc}") from exc
         if isinstance(version.scheduler, GenerationScheduler):
             raise LoadFailed(f"{step}: a generator writes texts piece by piece, and cannot be a step")
+        if version.sequences is not None:
+            raise LoadFailed(f"{step}: its model keeps sequences (sequence_batching), and cannot be a step")
         return version
 
 

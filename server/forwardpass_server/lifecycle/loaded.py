@@ -10,6 +10,7 @@ from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.scheduling.ensemble import EnsembleScheduler
 from forwardpass_server.scheduling.generation import GenerationScheduler
 from forwardpass_server.scheduling.scheduler import Scheduler
+from forwardpass_server.scheduling.sequence_scheduler import SequenceScheduler
 from forwardpass_server.tensors.signature import Signature
 from forwardpass_server.tensors.wire import Replies
 
@@ -40,7 +41,7 @@ class LoadedVersion:
     model: str
     number: int
     signature: Signature
-    scheduler: Scheduler | EnsembleScheduler | GenerationScheduler
+    scheduler: Scheduler | EnsembleScheduler | GenerationScheduler | SequenceScheduler
     settings: ModelSettings
     provider: str
     proved: bool
@@ -60,6 +61,20 @@ class LoadedVersion:
 
     def __str__(self) -> str:
         return f"version {self.number} of {self.model!r}"
+
+    @property
+    def sequences(self) -> SequenceScheduler | None:
+        """Its scheduler, if it keeps sequences."""
+        return self.scheduler if isinstance(self.scheduler, SequenceScheduler) else None
+
+    def keeps(self, sequence_id: object) -> bool:
+        """Whether a sequence of that id goes on here. Any thread."""
+        return self.sequences is not None and isinstance(sequence_id, int | str) and self.sequences.keeps(sequence_id)
+
+    def restarted_elsewhere(self, sequence_id: object) -> None:
+        """A sequence of that id was started in another version. Loop thread."""
+        if self.sequences is not None and isinstance(sequence_id, int | str):
+            self.sequences.restarted_elsewhere(sequence_id)
 
     def close(self, timeout_s: float) -> bool:
         """End its threads and free its session. Its leases must be drained; not on the loop thread.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,21 +17,35 @@ from typing import Protocol
 import numpy as np
 
 from forwardpass_server.errors import InvalidRequest, LoadFailed, RunFailed
-from forwardpass_server.lifecycle import config_shapes, generators, labels, prove, verify, warmup_requests
+from forwardpass_server.lifecycle import (
+    config_shapes,
+    generators,
+    labels,
+    prove,
+    sequence_layout,
+    verify,
+    warmup_requests,
+)
+from forwardpass_server.lifecycle.config_shapes import Served
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.model_settings import ModelSettings
 from forwardpass_server.lifecycle.repository import MANIFEST_FILE, VersionFolder
 from forwardpass_server.lifecycle.states import State
 from forwardpass_server.lifecycle.verify import PrivateCopy
 from forwardpass_server.logs import event
+from forwardpass_server.runtime.states import StateSpec
 from forwardpass_server.runtime.warmup import buckets, inline_rows, probe_batching, warm
 from forwardpass_server.scheduling.batch import one_shape
 from forwardpass_server.scheduling.cost import CostCurve
+from forwardpass_server.scheduling.ensemble import OnLoop
 from forwardpass_server.scheduling.executor import InlineLoop
 from forwardpass_server.scheduling.generation import GenerationScheduler
 from forwardpass_server.scheduling.policy import Limits
 from forwardpass_server.scheduling.runner import Run
 from forwardpass_server.scheduling.scheduler import Scheduler
+from forwardpass_server.scheduling.sequence import Sequences, Slot
+from forwardpass_server.scheduling.sequence_scheduler import Rider, SequenceScheduler
+from forwardpass_server.scheduling.stateful import StatefulModel, States
 from forwardpass_server.scheduling.termination import Termination
 from forwardpass_server.scheduling.watchdog import Watchdog
 from forwardpass_server.tensors.generator import ON_WIRE, is_generator
@@ -39,6 +53,9 @@ from forwardpass_server.tensors.generator import read as generator_of
 from forwardpass_server.tensors.signature import Signature
 
 log = logging.getLogger(__name__)
+
+RunOnce = Callable[[Sequence[np.ndarray | None], Sequence[int]], Sequence[np.ndarray]]
+"""Inputs in the signature's order, indices of outputs → those outputs."""
 
 CERTAIN = 0.5
 """A deadline nearer than this share of the smallest run's measured time cannot be met; between that and the time itself
@@ -69,6 +86,18 @@ class Runtime(Protocol):
     def open(self, path: Path, signature: Signature, settings: ModelSettings) -> Session:
         """Load a file to serve it, where and as its settings say. Raises LoadFailed."""
 
+    def keep_states(
+        self,
+        session: Session,
+        settings: ModelSettings,
+        specs: Sequence[StateSpec],
+        *,
+        rows: int,
+        outputs: Collection[int],
+        batched: bool,
+    ) -> tuple[Run, States]:
+        """Room for states beside a session, and its `run` that answers those `outputs` as the room takes them."""
+
     def has_control_flow(self, path: Path) -> bool:
         """Whether the time of a run may depend on the values."""
 
@@ -85,6 +114,7 @@ class LoadRules:
         max_batch_size: rows of one run, where config.pbtxt does not say.
         max_requests: that may wait for one version, where config.pbtxt does not say.
         max_queue_bytes: of tensors that may wait for one version.
+        processes: that share the port, each with versions of its own.
     """
 
     root: Path
@@ -94,6 +124,33 @@ class LoadRules:
     max_batch_size: int = 64
     max_requests: int = 1024
     max_queue_bytes: int = 256 << 20
+    processes: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptSequences:
+    """What a version that keeps sequences is beside its session.
+
+    Args:
+        model_name: for messages.
+        signature: as its callers see it.
+        model: with their states.
+        slots: sequences that may be active at a time.
+        idle_s: how long one may be idle, in seconds.
+        on_loop: runs something soon on the loop thread.
+    """
+
+    model_name: str
+    signature: Signature
+    model: StatefulModel
+    slots: int
+    idle_s: float
+    on_loop: OnLoop
+
+    def scheduler(self, inside: Scheduler) -> SequenceScheduler:
+        """The version's scheduler, round one of `model.run`."""
+        sequences: Sequences[Rider] = Sequences(self.slots, self.idle_s)
+        return SequenceScheduler(self.model_name, self.model, inside, sequences, on_loop=self.on_loop)
 
 
 class Loader:
@@ -104,15 +161,23 @@ class Loader:
         runtime: where they run.
         inline: of the transport's loop, for models that cost less than a thread's wake-up.
         watchdog: ends runs that last too long; None lets them.
+        on_loop: runs something soon on the loop thread.
     """
 
     def __init__(
-        self, rules: LoadRules, runtime: Runtime, inline: InlineLoop, watchdog: Watchdog | None = None
+        self,
+        rules: LoadRules,
+        runtime: Runtime,
+        inline: InlineLoop,
+        watchdog: Watchdog | None = None,
+        *,
+        on_loop: OnLoop = lambda function: function(),
     ) -> None:
         self._rules = rules
         self._runtime = runtime
         self._inline = inline
         self._watchdog = watchdog
+        self._on_loop = on_loop
 
     def __call__(self, folder: VersionFolder, settings: ModelSettings, enter: Callable[[State], None]) -> LoadedVersion:
         """Load one version; `enter` is called as each stage begins.
@@ -121,6 +186,11 @@ class Loader:
             LoadFailed: the reason, for the repository index; nothing of the version is left behind.
         """
         enter(State.VERIFYING)
+        if settings.sequences is not None and self._rules.processes > 1:
+            raise LoadFailed(
+                f"{settings.source}: sequence_batching needs --processes=1, got {self._rules.processes}: the state of "
+                "a sequence is in one process, and its next request may reach another"
+            )
         if folder.manifest is None and self._rules.require_manifest:
             raise LoadFailed(
                 f"no {MANIFEST_FILE}, and --require-manifest is set; publish it with `forwardpass-train publish`"
@@ -163,7 +233,10 @@ class Loader:
                 signature, merges = _batching(settings, signature, alone_because)
                 sizes = buckets(signature.max_batch_size)
                 cost = warm(run, signature, sizes, example=example)
-                self._run_wanted(run, folder, settings, signature)
+                # It is proved as its graph is, with states among its tensors; its callers see none.
+                sequences = self._sequences(folder, settings, served, session, signature)
+                callers = signature if sequences is None else sequences.signature
+                self._run_wanted(run if sequences is None else sequences.model.run_alone, folder, settings, callers)
                 enter(State.PROVING)
                 proof_runs = prove.prove(run, signature, golden, sizes if merges else ())
             steady = not self._runtime.has_control_flow(copy.model)
@@ -175,9 +248,13 @@ class Loader:
             return LoadedVersion(
                 model=folder.model,
                 number=folder.version,
-                signature=signature,
-                scheduler=self._scheduler(
-                    folder, settings, run, signature, cost, max_rows, inline=inline, steady=steady
+                signature=callers,
+                scheduler=self._scheduler(folder, settings, run, callers, cost, max_rows, inline=inline, steady=steady)
+                if sequences is None
+                else sequences.scheduler(
+                    self._scheduler(
+                        folder, settings, sequences.model.run, callers, cost, max_rows, inline=inline, steady=steady
+                    )
                 ),
                 settings=settings,
                 provider=session.provider,
@@ -192,9 +269,7 @@ class Loader:
                 },
                 release_session=session.close,
                 cached=settings.message is not None and settings.message.response_cache.enable,
-                labels=labels.read(
-                    folder.model_folder, self._rules.root, settings.message, session.metadata, signature
-                ),
+                labels=labels.read(folder.model_folder, self._rules.root, settings.message, session.metadata, callers),
             )
         except BaseException:
             session.close()
@@ -249,7 +324,35 @@ class Loader:
             release_session=session.close,
         )
 
-    def _run_wanted(self, run: Run, folder: VersionFolder, settings: ModelSettings, signature: Signature) -> None:
+    def _sequences(
+        self, folder: VersionFolder, settings: ModelSettings, served: Served, session: Session, whole: Signature
+    ) -> KeptSequences | None:
+        """What a version that keeps sequences is beside its session; None for one that keeps none."""
+        if settings.sequences is None:
+            return None
+        bound = sequence_layout.bind(settings, whole, folder.model_folder, self._rules.root)
+        slots = settings.sequences.slots(whole.max_batch_size, settings.instances)
+        try:
+            run, states = self._runtime.keep_states(
+                session,
+                settings,
+                bound.states,
+                rows=Slot.rows(slots),
+                outputs=frozenset(served.numbers[output] for _, output in bound.layout.states),
+                batched=bound.layout.batched,
+            )
+        except MemoryError as exc:
+            raise LoadFailed(f"{settings.source}: no memory for the states of {slots} sequences") from exc
+        return KeptSequences(
+            model_name=folder.model,
+            signature=bound.signature,
+            model=StatefulModel(served.around(run), states, bound.layout),
+            slots=slots,
+            idle_s=settings.sequences.idle_s,
+            on_loop=self._on_loop,
+        )
+
+    def _run_wanted(self, run: RunOnce, folder: VersionFolder, settings: ModelSettings, signature: Signature) -> None:
         """The requests of `model_warmup`, each of which must succeed."""
         wanted = range(len(signature.outputs))
         for name, inputs in warmup_requests.requests(settings, signature, folder.model_folder, self._rules.root):
@@ -275,6 +378,7 @@ class Loader:
             max_requests=settings.most_waiting(self._rules.max_requests),
             max_bytes=self._rules.max_queue_bytes,
             max_delay_s=settings.max_queue_delay_s if max_rows else 0.0,
+            enough_rows=settings.sequences.enough_rows(max_rows) if settings.sequences else 0,
             max_latency_s=settings.max_latency_s,
             shortest_run_s=_shortest_run_s(signature, cost) if steady else 0.0,
             priorities=settings.priorities,

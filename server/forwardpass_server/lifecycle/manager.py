@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
 """How long a drained version may take to end its threads, in seconds; nothing is running then."""
+
+SEQUENCES_S = 30.0
+"""How long the sequences of a version may go on in it when it serves no longer, in seconds. Nothing else of it does."""
 
 UNASKED = Specific(frozenset())
 """The policy of a model that nobody has ordered."""
@@ -136,6 +139,9 @@ class ModelManager:
         self._unsettled: set[str] = set()
         """Models one of whose versions waits until its files have settled; ensembles wait with them."""
         self._drained: deque[tuple[Record | None, LoadedVersion]] = deque()
+        self._lingering: tuple[Leases[LoadedVersion], ...] = ()
+        """Of versions that serve no longer, save the sequences that began there; the latest first. Replaced whole."""
+        self._emptied: deque[tuple[Leases[LoadedVersion], Callable[[], None]]] = deque()
         self._leaving = 0
         self._wake = threading.Event()
         self._give_up_at: float | None = None
@@ -143,22 +149,48 @@ class ModelManager:
 
     # ---- any thread; none blocks
 
-    def lease(self, name: str, version: str) -> Lease[LoadedVersion]:
+    def lease(
+        self, name: str, version: str, sequence_id: object = None, *, starts: bool = False
+    ) -> Lease[LoadedVersion]:
         """The right to use a version until the lease is released.
 
         Args:
             name: of the model.
             version: as the request writes it; "" for the highest that is ready.
+            sequence_id: of the request's sequence; None for none. It is looked for in the version that would be leased
+                now, and then in those where it may have begun, even if they serve no longer.
+            starts: the request starts it, and so goes to the version that would be leased now.
 
         Raises:
             InvalidRequest: `version` is neither "" nor a positive decimal number without leading zeros.
             NotFound: no such model or version.
             NotReady: known, wanted, and not serving; says why.
         """
+        if sequence_id is not None and starts:
+            for home in self._homes(name, version, sequence_id):
+                home.version.restarted_elsewhere(sequence_id)
+        elif sequence_id is not None:
+            for home in self._homes(name, version, sequence_id):
+                if lease := home.acquire():
+                    return lease
         while True:
             # None means withdrawn since; the table that says so was published before.
             if lease := self._ledger.table.lease(name, version):
                 return lease
+
+    def _homes(self, name: str, version: str, sequence_id: object) -> Iterator[Leases[LoadedVersion]]:
+        """The versions where a sequence goes on that began there, if not in the one that would be leased now."""
+        table = self._ledger.table
+        now = table.serving.get((name, version))
+        if now is not None and (now.version.sequences is None or now.version.keeps(sequence_id)):
+            return
+        elsewhere = [*self._lingering]
+        if now is not None and not version:
+            elsewhere += [table.serving[name, number] for number in reversed(table.versions(name))]
+        for leases in elsewhere:
+            loaded = leases.version
+            if loaded.model == name and version in ("", str(loaded.number)) and loaded.keeps(sequence_id):
+                yield leases
 
     def version(self, name: str, version: str) -> LoadedVersion:
         """The version that would be leased, for what is constant about it. Raises as `lease` does."""
@@ -526,6 +558,7 @@ class ModelManager:
             self._failed(record, stamp, f"unexpected {type(exc).__name__}; the server's log says more")
             return
         seconds = self._clock() - began
+        self._linger(record)
         replaced = self._ledger.serve(record, Leases(version), stamp, seconds)
         if replaced is not None:
             self._close(replaced, None)
@@ -572,9 +605,15 @@ class ModelManager:
             self._close(withdrawn, None)
 
     def _unload(self, record: Record, reason: str) -> None:
+        self._linger(record)
         leases = self._ledger.withdraw(record, reason)
         event(log, logging.INFO, "version draining", model=record.model, version=record.number, leases=leases.held)
         self._close(leases, record)
+
+    def _linger(self, record: Record) -> None:
+        """Let the sequences of what serves be found, before another serves in its place."""
+        if record.serving is not None and record.serving.version.sequences is not None:
+            self._lingering = (record.serving, *self._lingering)
 
     def _close(self, leases: Leases[LoadedVersion], record: Record | None) -> None:
         """Grant no new leases, and have the version torn down when the last is released.
@@ -589,9 +628,22 @@ class ModelManager:
             self._drained.append((record, leases.version))
             self._wake.set()
 
-        leases.close(on_drained)
+        sequences = leases.version.sequences
+        if sequences is None:
+            leases.close(on_drained)
+            return
+
+        def on_empty() -> None:
+            self._emptied.append((leases, on_drained))
+            self._wake.set()
+
+        sequences.withdraw(0.0 if self._stopping else SEQUENCES_S, on_empty)
 
     def _tear_down(self) -> None:
+        while self._emptied:
+            leases, on_drained = self._emptied.popleft()
+            self._lingering = tuple(each for each in self._lingering if each is not leases)
+            leases.close(on_drained)
         while self._drained:
             record, version = self._drained.popleft()
             ended = version.close(CLOSE_S)
@@ -612,6 +664,9 @@ class ModelManager:
             for record in self._ledger.of(name):
                 if record.serving is not None:
                     self._unload(record, "the server stops")
+        for leases in self._lingering:
+            if leases.version.sequences is not None:
+                leases.version.sequences.withdraw(0.0)
         self._tear_down()
         while self._leaving and (left_s := self._give_up_at - self._clock()) > 0:
             self._wake.wait(left_s)

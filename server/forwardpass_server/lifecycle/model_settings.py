@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from forwardpass_proto import model_config_pb2 as pb
-from forwardpass_server.errors import LoadFailed
+from forwardpass_server.lifecycle import sequence_config
 from forwardpass_server.lifecycle.repository import MODEL_FILE
+from forwardpass_server.lifecycle.sequence_config import SequenceConfig
+from forwardpass_server.lifecycle.unsupported import UnsupportedConfig as UnsupportedConfig
 from forwardpass_server.lifecycle.versions import Every, Latest, Policy, Specific
 from forwardpass_server.runtime.options import SessionOptions
 from forwardpass_server.scheduling.queue_policy import QueuePolicies, QueuePolicy
@@ -20,10 +22,6 @@ LATEST = Latest(1)
 TENSORRT = "tensorrt"
 
 V = TypeVar("V")
-
-
-class UnsupportedConfig(LoadFailed):
-    """A configuration cannot be read, contradicts the model, or asks for something that would have to be obeyed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,7 @@ class ModelSettings:
         max_latency_s: the deadline of requests that bring none, or a later one, in seconds from their arrival.
         refuse_nonfinite: answer no NaN and no infinity; such a request fails.
         allow_batch_dependent_answers: let requests share a run although the answer to one depends on the others.
+        sequences: how it keeps sequences; None for a model that keeps none.
         hints: fields that are accepted and not used.
         message: the configuration as written; None when there was none.
         source: where it was written, for messages.
@@ -64,6 +63,7 @@ class ModelSettings:
     max_latency_s: float = math.inf
     refuse_nonfinite: bool = False
     allow_batch_dependent_answers: bool = False
+    sequences: SequenceConfig | None = None
     hints: tuple[str, ...] = ()
     message: pb.ModelConfig | None = None
     source: str = "config.pbtxt"
@@ -88,6 +88,7 @@ def of(message: pb.ModelConfig, model: str, *, says_batch_size: bool, hints: tup
     """
     _check_identity(message, model)
     batching = message.dynamic_batching
+    sequences = sequence_config.of(message)
     return ModelSettings(
         filename=_filename(message.default_model_filename),
         policy=_policy(message.version_policy),
@@ -96,13 +97,14 @@ def of(message: pb.ModelConfig, model: str, *, says_batch_size: bool, hints: tup
         on_cpu=_on_cpu(message),
         accelerator=_accelerator(message),
         session=_session(message),
-        max_queue_delay_s=batching.max_queue_delay_microseconds * 1e-6,
+        max_queue_delay_s=sequences.max_delay_s if sequences else batching.max_queue_delay_microseconds * 1e-6,
         priorities=batching.priority_levels,
         default_priority=_default_priority(batching),
         queue_policies=_queue_policies(batching),
         max_latency_s=_milliseconds(message, "slo_p99_ms") * 1e-3,
         refuse_nonfinite=_switch(message, "refuse_nonfinite", default=False),
         allow_batch_dependent_answers=_switch(message, "allow_batch_dependent_answers", default=False),
+        sequences=sequences,
         hints=hints,
         message=message,
     )

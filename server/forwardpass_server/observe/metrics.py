@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from forwardpass_server.observe import generation, gpu, triton
+from forwardpass_server.observe import generation, gpu, sequences, triton
 from forwardpass_server.observe.gpu import Reading
 from forwardpass_server.observe.histogram import LATENCY_BOUNDS_S, NS, Histogram
 from forwardpass_server.observe.saturation import Demand, RecentLag, Saturation
@@ -220,6 +220,7 @@ class Metrics(Collector):
         yield _collect_demand(versions)
         yield from _collect_queues(serving)
         yield from _collect_accounts(serving)
+        yield from sequences.collect(serving)
         yield from generation.collect(serving)
         readings = self._gpus() if self._gpus is not None else []
         if self._gpus is not None:

@@ -4,17 +4,19 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from forwardpass_server.errors import CallerError
+from forwardpass_server.errors import CallerError, InvalidRequest
 from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.manager import ModelManager
 from forwardpass_server.observe.timeline import Timeline
 from forwardpass_server.rpc import generate, outputs, parameters, response_cache, timing
 from forwardpass_server.rpc.answer import Answer, Caller
-from forwardpass_server.rpc.parameters import Place
+from forwardpass_server.rpc.parameters import SEQUENCE_ID, SEQUENCE_START, Place
 from forwardpass_server.rpc.response_cache import ResponseCache
 from forwardpass_server.scheduling.generation import GenerationScheduler
+from forwardpass_server.scheduling.lifeline import Lifeline
 from forwardpass_server.scheduling.request import Request
+from forwardpass_server.scheduling.sequence_scheduler import Withdrawn
 from forwardpass_server.tensors.infer_request import InferRequest
 from forwardpass_server.tensors.shared_memory import Part, SharedMemory
 from forwardpass_server.tensors.wire import Decoder, Encoder
@@ -56,11 +58,23 @@ class Infer:
         """The request in a message. Raises InvalidRequest."""
         return self._decoder.decode(body)
 
-    def admit(self, caller: Caller, decoded: InferRequest) -> None:
-        """Let a request wait for its turn. Raises what refuses it, and has then let go of everything."""
+    def admit(self, caller: Caller, decoded: InferRequest, lifeline: Lifeline | None = None) -> None:
+        """Let a request wait for its turn. Raises what refuses it, and has then let go of everything.
+
+        Args:
+            caller: who waits.
+            decoded: the request.
+            lifeline: of the stream that it came by; None for a unary one.
+        """
         timeline = Timeline(caller.received_ns)
         timeline.decoded_ns = self._clock_ns()
-        lease = self._models.lease(decoded.model_name, decoded.model_version)
+        given = decoded.parameters
+        lease = self._models.lease(
+            decoded.model_name,
+            decoded.model_version,
+            given.get(SEQUENCE_ID),
+            starts=given.get(SEQUENCE_START) is True,
+        )
         try:
             scheduler = lease.version.scheduler
             if isinstance(scheduler, GenerationScheduler):
@@ -69,8 +83,12 @@ class Infer:
             timed = timing.ASKED in caller.metadata
             answer = Answer(caller, lease, decoded.id, self._encoder, self._clock_ns, timed=timed)
             request = self._checked(caller, decoded, lease.version, answer, timeline)
+            request.lifeline = lifeline
             if not (lease.version.cached and self._answered_before(lease.version, request, answer)):
                 scheduler.submit(request)
+        except Withdrawn:  # since it was leased; what serves now takes it, or says why not
+            lease.release()
+            self.admit(caller, decoded, lifeline)
         except BaseException:
             lease.release()
             raise
@@ -81,6 +99,11 @@ class Infer:
         """The request as the scheduler takes it; one that does not fit the model is counted as the model's."""
         try:
             hints = parameters.read(decoded.head)
+            if hints.position is not None and version.sequences is None:
+                raise InvalidRequest(
+                    f"parameter '{SEQUENCE_ID}' is given, but model '{version.model}' keeps no sequences: its "
+                    "configuration has no sequence_batching"
+                )
             if hints.sources:
                 decoded.elsewhere = self._sources(hints.sources)
             checked = version.signature.check(decoded)
@@ -98,6 +121,7 @@ class Infer:
             deadline=caller.deadline,
             timeout_s=hints.timeout_s,
             priority=hints.priority,
+            position=hints.position,
         )
 
     def _begin_text(

@@ -8,8 +8,8 @@ from forwardpass_server.tensors.specs import TensorSpec
 
 SERVER_NAME = "forwardpass"
 
-FEATURES = ("binary_tensor_data", "parameters", "schedule_policy", "classification")
-"""Extensions of the protocol that are features of requests, which every model has."""
+FEATURES = ("binary_tensor_data", "parameters", "schedule_policy", "classification", "sequence")
+"""Extensions of the protocol that are features of requests."""
 EXTENSION_OF = {
     "ModelStatistics": "statistics",
     "ModelConfig": "model_configuration",

@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from forwardpass_server.errors import InvalidRequest, NotImplementedHere
+from forwardpass_server.errors import InvalidRequest
+from forwardpass_server.scheduling.sequence import Position
 from forwardpass_server.tensors.heads import REGION, Head, Parameters
 
 EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 CLASSIFICATION = "classification"
 _BYTE_SIZE, _OFFSET = "shared_memory_byte_size", "shared_memory_offset"
-_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+SEQUENCE_ID, SEQUENCE_START, SEQUENCE_END = "sequence_id", "sequence_start", "sequence_end"
+_ID_BYTES_MAX = 128
 
 
 class Place(NamedTuple):
@@ -40,6 +42,8 @@ class Hints:
     """Where inputs are, by their place in the request."""
     targets: Mapping[str, Place] = field(default_factory=dict)
     """Where outputs are to be written, by name."""
+    position: Position | None = None
+    """Where the request stands in its sequence; None for one of its own."""
 
 
 NONE = Hints()
@@ -67,9 +71,6 @@ def _read(head: Head) -> Hints:
             raise InvalidRequest(f"unknown parameter '{key}': names that begin with 'triton_' are reserved")
     if not isinstance(given.get(EMPTY_FINAL_RESPONSE, False), bool):
         raise InvalidRequest(f"parameter '{EMPTY_FINAL_RESPONSE}' is a bool, got {given[EMPTY_FINAL_RESPONSE]!r}")
-    for key in _SEQUENCE:
-        if given.get(key):
-            raise NotImplementedHere(f"'{key}': sequences are not served; send the model's state as tensors")
     timeout_us = _count(given, "timeout")
     sources = {
         index: place
@@ -85,7 +86,27 @@ def _read(head: Head) -> Hints:
             classes[output.name] = _count(output.parameters, CLASSIFICATION, where, least=1)
             if place:
                 raise InvalidRequest(f"{where}: '{CLASSIFICATION}' does not go together with shared memory")
-    return Hints(_count(given, "priority"), timeout_us / 1e6 if timeout_us else math.inf, classes, sources, targets)
+    timeout_s = timeout_us / 1e6 if timeout_us else math.inf
+    return Hints(_count(given, "priority"), timeout_s, classes, sources, targets, _position(given))
+
+
+def _position(given: Parameters) -> Position | None:
+    """Where a request stands in its sequence, if it says so."""
+    for key in (SEQUENCE_START, SEQUENCE_END):
+        if not isinstance(given.get(key, False), bool):
+            raise InvalidRequest(f"parameter '{key}' is a bool, got {given[key]!r}")
+    name = given.get(SEQUENCE_ID, 0)
+    if isinstance(name, bool) or not isinstance(name, int | str):
+        raise InvalidRequest(f"parameter '{SEQUENCE_ID}' is an integer or a string, got {name!r}")
+    if isinstance(name, str) and len(name.encode()) > _ID_BYTES_MAX:
+        raise InvalidRequest(f"parameter '{SEQUENCE_ID}' is {len(name.encode())} bytes long; at most {_ID_BYTES_MAX}")
+    starts, ends = bool(given.get(SEQUENCE_START)), bool(given.get(SEQUENCE_END))
+    if name:
+        return Position(name, starts, ends)
+    if starts or ends:
+        key = SEQUENCE_START if starts else SEQUENCE_END
+        raise InvalidRequest(f"parameter '{key}' without '{SEQUENCE_ID}', or with 0 or '', which stand for none")
+    return None
 
 
 def _place(parameters: Parameters, where: str) -> Place | None:

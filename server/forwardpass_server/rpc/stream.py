@@ -16,6 +16,7 @@ from forwardpass_server.rpc import status
 from forwardpass_server.rpc.infer import Infer
 from forwardpass_server.rpc.status import Status
 from forwardpass_server.rpc.turn import Turn
+from forwardpass_server.scheduling.lifeline import Lifeline
 from forwardpass_server.transport.call import StreamCall
 
 TURNS_MAX = 256
@@ -41,6 +42,7 @@ class InferStream:
         self._lock = threading.Lock()
         self._line: deque[Turn] = deque()
         self._apart: set[Turn] = set()
+        self._lifeline = Lifeline()
         self._half_closed = False
         self._over = False
         self._paused = False
@@ -65,7 +67,7 @@ class InferStream:
         try:
             request = self._infer.decode(body)
             turn.asks(request)
-            self._infer.admit(turn, request)
+            self._infer.admit(turn, request, self._lifeline)
         except Exception as error:  # noqa: BLE001 - the edge: status.of logs what is ours
             turn.fail(*status.of(error))
 
@@ -82,6 +84,7 @@ class InferStream:
             self._apart.clear()
         for turn in turns:
             turn.leave()
+        self._lifeline.cut()
 
     def step_out(self, turn: Turn) -> None:
         """Let a turn speak out of the line. Loop thread, while it is the last one in it."""

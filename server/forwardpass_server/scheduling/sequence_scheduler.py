@@ -6,7 +6,8 @@ The one thing to know: of each sequence at most one request is in the scheduler 
 requests (merge them, order them, drop them, run a failed batch again in halves) cannot mix up a sequence.
 
 Threads: requests come and callers leave on the loop thread; answers come where the model runs; a thread of this
-version's own ends what was idle for too long. One lock guards the sequences; under it nobody is called.
+version's own watches the clock, and has the loop end what was idle for too long. One lock guards the sequences; under
+it nobody is called.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import threading
 import time
 from collections import Counter, abc, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 
@@ -30,6 +30,7 @@ from forwardpass_server.errors import (
     Stopping,
     TooLarge,
 )
+from forwardpass_server.observe.sequences import SequenceCounts
 from forwardpass_server.observe.statistics import VersionStatistics
 from forwardpass_server.scheduling.lifeline import Lifeline
 from forwardpass_server.scheduling.policy import Limits
@@ -53,21 +54,12 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S = 0.05
 """When a refused caller may try again: a slot is free when its client ends a sequence, which nobody can foresee."""
 
+TENDED_S = 1.0
+"""A loop that was asked to tend and has not after this long, in seconds, is asked again; it may have ended since."""
+
 
 class Withdrawn(NotReady):
     """A sequence cannot start in this version any more; another serves in its place, or none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceCounts:
-    """The sequences of a version, for the metrics page."""
-
-    slots: int
-    active: int
-    waiting: int
-    started: int
-    ended: dict[str, int]
-    refused: dict[str, int]
 
 
 class SequenceScheduler:
@@ -78,6 +70,7 @@ class SequenceScheduler:
         stateful: what runs.
         scheduler: takes one request of each sequence; runs `stateful.run`.
         sequences: with as many slots as `stateful` has states for.
+        on_loop: runs something soon on the loop thread; raises RuntimeError when the loop has ended. Any thread.
         clock_ns: the monotonic clock.
     """
 
@@ -88,6 +81,7 @@ class SequenceScheduler:
         scheduler: Scheduler,
         sequences: Sequences[Rider],
         *,
+        on_loop: Callable[[Callable[[], None]], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.name = scheduler.name
@@ -95,6 +89,7 @@ class SequenceScheduler:
         self._stateful = stateful
         self._scheduler = scheduler
         self._sequences = sequences
+        self._on_loop = on_loop
         self._clock_ns = clock_ns
         self._bytes = 0  # of the input tensors of requests in lines
         self._first_deadline = inf  # of theirs
@@ -105,9 +100,10 @@ class SequenceScheduler:
         self._closed = False
         self._lock = threading.Lock()
         self._due_changed = threading.Condition(self._lock)
+        self._tended = threading.Condition(self._lock)
         self._empty = threading.Condition(self._lock)
         self._wakes_at = inf
-        self._thread = threading.Thread(target=self._tend, name=f"{self.name}-sequences", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name=f"{self.name}-sequences", daemon=True)
         self._thread.start()
 
     @property
@@ -151,7 +147,7 @@ class SequenceScheduler:
         return self._scheduler.slo_s
 
     @property
-    def counts(self) -> SequenceCounts:
+    def sequence_counts(self) -> SequenceCounts:
         """For the metrics page. Any thread."""
         with self._lock:
             sequences = self._sequences
@@ -192,8 +188,7 @@ class SequenceScheduler:
             member = self._member(request)
             with self._lock:
                 then = self._admit(member)
-        except Withdrawn:
-            self._make_way(request)
+        except Withdrawn:  # not refused: it will be submitted to another version
             raise
         except ForwardpassError as error:
             self.statistics.refused(error, request.timeline.received_ns)
@@ -234,6 +229,7 @@ class SequenceScheduler:
             self._closed = True
             then = self._account(self._sequences.end_all(Ended.UNLOADED))
             self._due_changed.notify()
+            self._tended.notify()
         self._carry_out(then)
         self._thread.join()
         return self._scheduler.close(timeout_s)
@@ -302,17 +298,6 @@ class SequenceScheduler:
             self._first_deadline = min(self._first_deadline, member.request.deadline)
         return self._account(then)
 
-    def _make_way(self, request: Request) -> None:
-        """A sequence is to start in another version: end the one of its id here, or it would be looked for here."""
-        assert request.position is not None
-        sequence_id = request.position.id
-        with self._lock:
-            old = self._sequences.get(sequence_id)
-            if old is None or not old.open:
-                return
-            then = self._account(self._sequences.end(sequence_id, Ended.RESTARTED))
-        self._carry_out(then)
-
     def _check_room(self, member: Rider) -> None:
         """Refuse a member whom no line may hold. Under the lock.
 
@@ -328,9 +313,8 @@ class SequenceScheduler:
         has_slot = sequence is not None and sequence.slot is not None
         waiting = sequences.waiting - sequences.backlogged + self._scheduler.depth if has_slot else sequences.backlogged
         if waiting >= limits.max_requests:
-            full = f"{waiting} requests" + (f" of sequences without one of the {sequences.slots} slots") * (
-                not has_slot
-            )
+            whose = "" if has_slot else f" of sequences that wait for one of {sequences.slots} slots"
+            full = f"{waiting} requests{whose}"
         elif self.queue_bytes + nbytes > limits.max_bytes:
             full = f"{self.queue_bytes} of {limits.max_bytes} bytes"
         else:
@@ -352,10 +336,17 @@ class SequenceScheduler:
             lifeline.bind(key, partial(self.lost, sequence.id))
         sequence.lifeline = lifeline
 
+    def restarted_elsewhere(self, sequence_id: SequenceId) -> None:
+        """A sequence of that id was started in another version: the one here is over. Loop thread."""
+        self._end(sequence_id, Ended.RESTARTED)
+
     def lost(self, sequence_id: SequenceId) -> None:
-        """The stream that the requests of a sequence came by broke. Any thread."""
+        """The stream that the requests of a sequence came by broke. Loop thread."""
+        self._end(sequence_id, Ended.LEFT)
+
+    def _end(self, sequence_id: SequenceId, why: Ended) -> None:
         with self._lock:
-            then = self._account(self._sequences.end(sequence_id, Ended.LEFT))
+            then = self._account(self._sequences.end(sequence_id, why))
         self._carry_out(then)
 
     def _after(self, member: Rider, *, stepped: bool, left: bool) -> Next[Rider]:
@@ -413,8 +404,8 @@ class SequenceScheduler:
             on_empty, self._on_empty = self._on_empty, None
         on_empty()
 
-    def _tend(self) -> None:
-        """End what was idle for too long, and answer who waited for too long. The thread of this version."""
+    def _watch(self) -> None:
+        """Have things tended when they are due. The thread of this version."""
         while True:
             with self._lock:
                 if self._closed:
@@ -426,10 +417,16 @@ class SequenceScheduler:
                     self._due_changed.wait(None if wait_s == inf else min(wait_s, threading.TIMEOUT_MAX))
                     self._wakes_at = -inf  # awake: nobody needs to wake it
                     continue
-            self.tend()
+            try:
+                self._on_loop(self.tend)
+            except RuntimeError:  # the loop has ended, and with it whoever waited
+                self.tend()
+            with self._lock:
+                if not self._closed and self._due() <= self._now():
+                    self._tended.wait(TENDED_S)
 
     def tend(self) -> None:
-        """End what is due now. Any thread."""
+        """End what was idle for too long, and answer who waited for too long. Loop thread, since the next may run."""
         with self._lock:
             now = self._now()
             then = Next[Rider]()
@@ -443,6 +440,7 @@ class SequenceScheduler:
                 waiting = [member.request.deadline for member in self._sequences.lines()]
                 late = [member for member in self._sequences.lines() if member.request.deadline <= now]
                 self._first_deadline = min((deadline for deadline in waiting if deadline > now), default=inf)
+            self._tended.notify_all()
         self._carry_out(then)
         for member in late:
             self.left_in_line(member)

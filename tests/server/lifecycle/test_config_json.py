@@ -30,7 +30,7 @@ from forwardpass_server.lifecycle.versions import Latest
         ("[" * (JSON_DEPTH_MAX + 1) + "]" * (JSON_DEPTH_MAX + 1), f"more than {JSON_DEPTH_MAX} deep"),
         (" " * (CONFIG_BYTES_MAX + 1), "larger than"),
         ('{"name": "other"}', "'other'"),
-        ('{"sequence_batching": {}}', "sequence_batching is not supported"),
+        ('{"sequence_batching": {"iterative_sequence": true}}', "iterative_sequence is not supported"),
         ('{"model_operations": {"op_library_filename": ["evil.so"]}}', "op_library_filename is not supported"),
         ('{"default_model_filename": "../../etc/passwd"}', "default_model_filename"),
     ],

@@ -128,8 +128,12 @@ def test_a_batch_size_that_is_not_written_is_left_to_us_unless_dims_imply_it(tex
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ("sequence_batching { max_sequence_idle_microseconds: 5 }", "sequence_batching.max_sequence_idle_microseconds"),
-        ("sequence_batching { }", "sequence_batching"),
+        ("sequence_batching { iterative_sequence: true }", "sequence_batching.iterative_sequence"),
+        ("sequence_batching { oldest { preserve_ordering: true } }", "sequence_batching.oldest.preserve_ordering"),
+        (
+            "sequence_batching { state { use_growable_memory: true } }",
+            "sequence_batching.state[0].use_growable_memory",
+        ),
         ("ensemble_scheduling { }", "ensemble_scheduling"),
         ('input { name: "image" is_shape_tensor: true }', "input[0].is_shape_tensor"),
         ('input { name: "image" allow_ragged_batch: true }', "input[0].allow_ragged_batch"),

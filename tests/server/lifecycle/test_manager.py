@@ -698,8 +698,8 @@ def test_a_configuration_that_cannot_be_obeyed_is_no_order(managed: Any, repo: A
     repo.published()
     it = managed(**EXPLICIT).start()
     load(it, "m").wait()
-    with pytest.raises(InvalidRequest, match="parameter 'config': sequence_batching"):
-        load(it, "m", '{"sequence_batching": {}}')
+    with pytest.raises(InvalidRequest, match="parameter 'config': model_operations"):
+        load(it, "m", '{"model_operations": {"op_library_filename": ["x"]}}')
     assert it.leased("m") == 1
 
 

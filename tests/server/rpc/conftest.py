@@ -101,7 +101,9 @@ class Models:
 
     # What the rpcs ask of the manager.
 
-    def lease(self, name: str, version: str) -> Lease[LoadedVersion]:
+    def lease(
+        self, name: str, version: str, sequence_id: object = None, *, starts: bool = False
+    ) -> Lease[LoadedVersion]:
         lease = self.table.lease(name, version)
         assert lease is not None
         return lease

@@ -237,9 +237,14 @@ def test_parameters_that_are_hints_are_accepted(server: "Server", models: "Model
         ("priority", {"string_param": "1"}, Code.INVALID_ARGUMENT),
         ("timeout", {"bool_param": True}, Code.INVALID_ARGUMENT),
         ("timeout", {"double_param": 1.0}, Code.INVALID_ARGUMENT),
-        ("sequence_id", {"int64_param": 7}, Code.UNIMPLEMENTED),
-        ("sequence_id", {"string_param": "a"}, Code.UNIMPLEMENTED),
-        ("sequence_start", {"bool_param": True}, Code.UNIMPLEMENTED),
+        ("sequence_id", {"int64_param": 7}, Code.INVALID_ARGUMENT),
+        ("sequence_id", {"string_param": "a"}, Code.INVALID_ARGUMENT),
+        ("sequence_id", {"bool_param": True}, Code.INVALID_ARGUMENT),
+        ("sequence_id", {"double_param": 7.0}, Code.INVALID_ARGUMENT),
+        ("sequence_id", {"string_param": "n" * 129}, Code.INVALID_ARGUMENT),
+        ("sequence_start", {"bool_param": True}, Code.INVALID_ARGUMENT),
+        ("sequence_start", {"int64_param": 1}, Code.INVALID_ARGUMENT),
+        ("sequence_end", {"string_param": "true"}, Code.INVALID_ARGUMENT),
     ],
 )
 def test_parameters_that_cannot_be_honoured_are_refused_by_name(

@@ -272,7 +272,7 @@ class Several:
         self._decoder = Decoder()
         self.decode = self._decoder.decode
 
-    def admit(self, caller: Turn, _request: object) -> None:
+    def admit(self, caller: Turn, _request: object, _lifeline: object = None) -> None:
         self.turns.append(caller)
 
 
