@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from forwardpass_proto import grpc_service_pb2 as pb
+
 EXAMPLES = Path(__file__).parents[2] / "clients" / "examples"
 
 
@@ -54,3 +56,21 @@ def test_plain_stub(server: Any, make_echo: Any) -> None:
     server.models["linear_regression"] = make_echo("FP32", [-1, 1])
     out = run("plain_stub.py", "--url", server.address, "--values", "1", "2.5")
     assert out == "x FP32 [1, 2] (1.0, 2.5)\n"
+
+
+def test_three_readers(server: Any) -> None:
+    def write(requests: Any, _context: Any) -> Any:
+        asked = next(requests)
+        temperature = asked.parameters["temperature"].double_param
+        for number in range(3):
+            reply = pb.ModelInferResponse(model_name=asked.model_name)
+            reply.outputs.add(name="text", datatype="BYTES", shape=[1])
+            piece = f"{temperature:g};".encode()
+            reply.raw_output_contents.append(len(piece).to_bytes(4, "little") + piece)
+            reply.parameters["triton_final_response"].bool_param = number == 2
+            yield pb.ModelStreamInferResponse(infer_response=reply)
+
+    server.stream = write
+    out = run("three_readers.py", "--url", server.address, "--prompt", "A:")
+    assert out.count("'0.8;'") == 3
+    assert out.endswith("--- temperature 1.2 ---\nA:1.2;1.2;1.2;\n")
