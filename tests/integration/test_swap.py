@@ -250,8 +250,8 @@ def test_a_setting_that_changes_answers_and_is_not_supported_is_refused_by_its_f
     serve: Any, root: Path, publish: Any
 ) -> None:
     publish("scale", 2.0)
-    (root / "scale" / "config.pbtxt").write_text("sequence_batching { max_sequence_idle_microseconds: 5 }")
+    (root / "scale" / "config.pbtxt").write_text("sequence_batching { iterative_sequence: true }")
     with serve() as server:
         code, text = server.client().code("scale")
         assert code is grpc.StatusCode.UNAVAILABLE
-        assert "sequence_batching" in text
+        assert "sequence_batching.iterative_sequence" in text

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice, SessionIOBinding
 
-from forwardpass_server.errors import RunFailed
+from forwardpass_server.errors import InvalidRequest, RunFailed
 from forwardpass_server.runtime.blame import blame
 from forwardpass_server.runtime.providers import Plan
 from forwardpass_server.runtime.session import Session, _run_options, _terminable
@@ -48,6 +48,8 @@ def bound(session: Session, resident: Collection[int], plan: Plan) -> Run:
                 if isinstance(value, ort.OrtValue):
                     binding.bind_ortvalue_input(spec.name, value._get_c_value())
                 elif value is not None:
+                    if session._refuses_empty and not value.size:
+                        raise session.no_elements(spec.name, value)
                     kept.append(ort.OrtValue.ortvalue_from_numpy(np.require(value, requirements=["C", "ALIGNED"])))
                     binding.bind_ortvalue_input(spec.name, kept[-1]._get_c_value())
             for output in outputs:
@@ -58,6 +60,8 @@ def bound(session: Session, resident: Collection[int], plan: Plan) -> Run:
                 ort.OrtValue(values[number]) if output in resident else values[number].numpy()
                 for number, output in enumerate(outputs)
             ]
+        except InvalidRequest:
+            raise
         except Exception as error:
             raise blame(error) from error
 

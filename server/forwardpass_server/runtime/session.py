@@ -130,10 +130,7 @@ class Session:
                 # A view into a message lies at any address, and kernels compiled for aligned floats may crash on it.
                 feed[name] = array if array.flags.aligned else array.copy()
                 if self._refuses_empty and not array.size:
-                    raise InvalidRequest(
-                        f"input '{name}' has no elements {list(array.shape)}, and this model's {self._refuses_empty} "
-                        "cannot compute with none; send at least one"
-                    )
+                    raise self.no_elements(name, array)
         options = self._options if termination is None else _terminable(termination)
         if self._handle is None:
             raise RunFailed("the session was closed")
@@ -147,6 +144,13 @@ class Session:
     def close(self) -> None:
         """Let go of the model and its device memory. No run may be in progress; `run` fails afterwards."""
         self._handle = None
+
+    def no_elements(self, name: str, array: np.ndarray) -> InvalidRequest:
+        """The error for an empty input of a model whose kernels would end the process."""
+        return InvalidRequest(
+            f"input '{name}' has no elements {list(array.shape)}, and this model's {self._refuses_empty} cannot "
+            "compute with none; send at least one"
+        )
 
     def _names(self, outputs: Sequence[int]) -> list[str]:
         names = self._names_of[tuple(outputs)] = [self._outputs[index] for index in outputs]

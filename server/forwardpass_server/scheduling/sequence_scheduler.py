@@ -25,7 +25,6 @@ from forwardpass_server.errors import (
     DeadlineExpired,
     ForwardpassError,
     InvalidRequest,
-    NotReady,
     Overloaded,
     Stopping,
     TooLarge,
@@ -58,8 +57,8 @@ TENDED_S = 1.0
 """A loop that was asked to tend and has not after this long, in seconds, is asked again; it may have ended since."""
 
 
-class Withdrawn(NotReady):
-    """A sequence cannot start in this version any more; another serves in its place, or none."""
+class Withdrawn(Exception):
+    """A sequence cannot start in this version any more: lease again what serves in its place. No caller sees it."""
 
 
 class SequenceScheduler:
@@ -188,8 +187,6 @@ class SequenceScheduler:
             member = self._member(request)
             with self._lock:
                 then = self._admit(member)
-        except Withdrawn:  # not refused: it will be submitted to another version
-            raise
         except ForwardpassError as error:
             self.statistics.refused(error, request.timeline.received_ns)
             raise
@@ -284,7 +281,7 @@ class SequenceScheduler:
     def _admit(self, member: Rider) -> Next[Rider]:
         """Let a member into its sequence, if it may come in. Under the lock."""
         if self._withdrawn and member.position.starts:
-            raise Withdrawn(f"model '{self._model}' is being unloaded")
+            raise Withdrawn(self.name)
         self._check_room(member)
         try:
             then = self._sequences.admit(member)
