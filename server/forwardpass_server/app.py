@@ -6,6 +6,7 @@
     repository             looks for versions; loads, swaps, drains
     watchdog               ends runs that last longer than any run may
     metrics-page           the Prometheus page
+    traces                 tells a collector of traced requests, where one was named
 
 Importing this does nothing, and two servers live in one process if each has its ports.
 """
@@ -28,6 +29,7 @@ from forwardpass_server import __version__, memory
 from forwardpass_server.access.gate import Credentials, Gate
 from forwardpass_server.access.tokens import TokenFile
 from forwardpass_server.config import ServerConfig
+from forwardpass_server.control import InForce, Order, Reply
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.lifecycle import loader
 from forwardpass_server.lifecycle.ensemble import EnsembleLoader
@@ -40,8 +42,10 @@ from forwardpass_server.logs import event
 from forwardpass_server.observe import gpu, page
 from forwardpass_server.observe.metrics import Metrics
 from forwardpass_server.observe.page import MetricsPage
+from forwardpass_server.observe.tracing import Tracer
 from forwardpass_server.rpc import services, status
 from forwardpass_server.rpc.counted import counted, counted_stream
+from forwardpass_server.rpc.everywhere import Together
 from forwardpass_server.rpc.response_cache import ResponseCache
 from forwardpass_server.runtime import child, control_flow, providers, states
 from forwardpass_server.runtime.session import Session
@@ -63,6 +67,12 @@ MIB = 1 << 20
 
 UNLOAD_S = 5.0
 """How long versions may take to be freed, and a load to be given up, once no call is left, in seconds."""
+
+TRACES_S = 3.0
+"""How long a stop waits for the collector to take the last traces, in seconds."""
+
+BEAT_CHECK_S = 0.1
+"""How often whoever waits for the loop to turn looks whether it has ended, in seconds."""
 
 TEND_INTERVAL_S = 1.0
 """How often the main thread looks at the load and the memory of the process, in seconds."""
@@ -101,12 +111,13 @@ class Server:
 
     Args:
         config: its settings.
+        together: the way to the other processes of this server; None where it is the only one.
 
     Raises:
         StartFailed: the device cannot be had, or a certificate or a token file cannot be used.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, together: Together | None = None) -> None:
         self._config = config
         self._began = time.monotonic()
         # A SimpleQueue, since a signal handler may put while the same thread is inside `get`.
@@ -127,6 +138,7 @@ class Server:
         )
         self._models = ModelManager(_watch(config), load, strict_readiness=config.strict_readiness)
         cache = ResponseCache(int(config.response_cache_mib * MIB)) if config.response_cache_mib else None
+        self._tracer = _tracer(config)
         built = services.build(
             self._models,
             server_version=__version__,
@@ -135,6 +147,7 @@ class Server:
             cache=cache,
             gate=_gate(config),
             triton_codes=config.triton_status_codes,
+            tracer=self._tracer,
         )
         self._health = built.health
         versions = {"version": __version__, "onnxruntime": providers.VERSION, "device": self._plan.device}
@@ -176,6 +189,25 @@ class Server:
         """What the metrics page shows now. Any thread."""
         return page.text(self._metrics.registry)
 
+    def obey(self, order: Order) -> Reply:
+        """Carry out what was ordered of all processes. Any thread; blocks."""
+        return self._obeying.obey(order)
+
+    def in_force(self) -> InForce:
+        """What of it a process that begins anew has to be given. Any thread."""
+        return self._obeying.in_force()
+
+    def adopt(self, in_force: InForce) -> None:
+        """Have the same in force as the other processes. Any thread; blocks, while models are loaded."""
+        self._obeying.adopt(in_force)
+
+    def beat(self) -> None:
+        """Return when the loop has turned, which shows that this process lives. Any thread."""
+        turned = threading.Event()
+        self._on_loop(turned.set)
+        while self._loop.is_alive() and not turned.wait(BEAT_CHECK_S):
+            pass
+
     def start(self) -> bool:
         """`load`, then `listen`. Blocks until the server serves.
 
@@ -208,6 +240,8 @@ class Server:
             event(log, logging.INFO, "metrics page", address=f"http://{self._config.host}:{self._page.start()}/metrics")
         if self._watchdog is not None:
             self._watchdog.start()
+        if self._tracer is not None:
+            self._tracer.start()
         self._models.start()
         while not self._models.complete and not self._stop_asked:
             self._hear()
@@ -268,6 +302,8 @@ class Server:
         stopped = Stopped(calls_lost=calls_lost, threads_left=not self._models.stop(UNLOAD_S))
         if self._watchdog is not None:
             self._watchdog.stop()
+        if self._tracer is not None:
+            self._tracer.stop(TRACES_S)
         if self._page is not None:
             self._page.stop()
         event(
@@ -465,6 +501,22 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _tracer(config: ServerConfig) -> Tracer | None:
+    """Raises:
+    StartFailed: traces are wanted, and OpenTelemetry is not installed.
+    """
+    if config.trace_endpoint is None:
+        return None
+    try:
+        # Imported here: half a second and 20 MiB that nobody pays who traces nothing.
+        from forwardpass_server.observe import spans
+    except ImportError as exc:
+        raise StartFailed(
+            f"--trace-endpoint needs OpenTelemetry ({exc}); install it with: pip install 'forwardpass[tracing]'"
+        ) from exc
+    return Tracer(spans.SpanTeller(spans.otlp(config.trace_endpoint), __version__), config.trace_sample_ratio)
 
 
 def _rules(config: ServerConfig) -> LoadRules:

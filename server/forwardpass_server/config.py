@@ -102,6 +102,13 @@ class ServerConfig:
         int,
         About("processes that share the port, each serving every model; about one per CPU core", low=1, high=1024),
     ] = 1
+    process_silence_s: Annotated[
+        float | None,
+        About(
+            "seconds after which a process that does not answer its supervisor is killed and replaced; none: never",
+            low=0.1,
+        ),
+    ] = 30.0
     intra_op_threads: Annotated[int, About("threads of ONNX Runtime within one run", low=1, high=1024)] = 1
     max_batch_size: Annotated[
         int, About("rows of one run, for models whose config.pbtxt does not say", low=1, high=65536)
@@ -200,6 +207,19 @@ class ServerConfig:
     ] = 0.0
     grace_s: Annotated[float, About("seconds that admitted calls have to finish after that", low=0, high=3600)] = 20.0
 
+    trace_endpoint: Annotated[
+        str | None,
+        About(
+            "where traces go by OTLP over HTTP, as http://collector:4318/v1/traces; needs the extra `tracing`; "
+            "none: off",
+            opens="Traces",
+        ),
+    ] = None
+    trace_sample_ratio: Annotated[
+        float,
+        About("share of the requests that are traced among those whose caller has not decided", low=0, high=1),
+    ] = 0.01
+
     log_format: Annotated[Literal["text", "json"], About("for people, or for machines", opens="Logs")] = "text"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], About("the least that is logged; info has no line per request")
@@ -225,6 +245,11 @@ class ServerConfig:
             )
         if self.load_model and self.model_control_mode != "explicit":
             raise StartFailed(f"--load-model needs --model-control-mode=explicit, got {self.model_control_mode}")
+        if self.trace_endpoint is not None and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", self.trace_endpoint):
+            raise StartFailed(
+                "--trace-endpoint must be a URL such as http://collector:4318/v1/traces, "
+                f"got {self.trace_endpoint!r:.160}"
+            )
         if self.processes > 1:
             self._check_processes()
         if self.grpc_port == self.metrics_port != 0:
@@ -232,16 +257,6 @@ class ServerConfig:
 
     def _check_processes(self) -> None:
         """Refuse what one process would know and the others would not."""
-        if self.model_control_mode == "explicit":
-            raise StartFailed(
-                f"--model-control-mode=explicit needs --processes=1, got {self.processes}: "
-                "a call that loads a model reaches one process; use poll, or several servers"
-            )
-        if self.enable_admin:
-            raise StartFailed(
-                f"--enable-admin needs --processes=1, got {self.processes}: a call that changes a setting reaches one "
-                "process"
-            )
         if self.enable_shared_memory:
             raise StartFailed(
                 f"--enable-shared-memory needs --processes=1, got {self.processes}: "

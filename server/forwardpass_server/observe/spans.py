@@ -26,7 +26,7 @@ from forwardpass_server.logs import escaped
 from forwardpass_server.observe.tracing import Parent, Trace
 
 SERVICE, METHOD = "inference.GRPCInferenceService", "ModelInfer"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 2.0
 """How long a collector may take for one message, in seconds, with the retries."""
 LINKS_MAX = 64
 """Batch-mates that are linked; a batch with more of them is rare, and the first say it all."""

@@ -78,6 +78,10 @@ class Trace:
         """As the caller wrote them, until the request is admitted."""
         self.timeline: Timeline | None = None
 
+    def asks(self, model: str, version: str, request_id: str, timeline: Timeline) -> None:
+        """What the request asks for, in its caller's words, and where its stamps will be."""
+        self.model, self.version, self.request_id, self.timeline = model, version, request_id, timeline
+
     def end(self, code: int) -> None:
         """The request has its answer; the first time counts. Any thread.
 

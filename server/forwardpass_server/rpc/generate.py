@@ -11,6 +11,7 @@ from forwardpass_server.errors import InvalidRequest
 from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.observe.timeline import Timeline
+from forwardpass_server.observe.tracing import Trace
 from forwardpass_server.rpc import parameters
 from forwardpass_server.rpc.answer import Caller
 from forwardpass_server.rpc.pieces import Pieces, Whole, Words
@@ -40,7 +41,12 @@ have, would give another text than was asked for; and a text is no request of a 
 
 
 def text_of(
-    caller: Caller, lease: Lease[LoadedVersion], generator: Generator, decoded: InferRequest, timeline: Timeline
+    caller: Caller,
+    lease: Lease[LoadedVersion],
+    generator: Generator,
+    decoded: InferRequest,
+    timeline: Timeline,
+    trace: Trace | None = None,
 ) -> Text:
     """The text that a request asks for, with its reader; it is the reader that gives the lease back, once submitted.
 
@@ -60,7 +66,7 @@ def text_of(
     tokens = _tokens(prompt[0], generator.vocabulary)
     words = Words(lease.version, decoded.id, sampling.seed, generator.vocabulary, StopStrings(stops))
     make = Pieces if isinstance(caller, Turn) else Whole
-    reader = make(caller, lease, words, timeline)  # type: ignore[arg-type]  # of a kind, as was just asked
+    reader = make(caller, lease, words, timeline, trace)  # type: ignore[arg-type]  # of a kind, as was just asked
     deadline = min(caller.deadline, timeline.received_ns * 1e-9 + hints.timeout_s)
     return Text(tokens, sampling, reader, timeline, deadline)
 

@@ -9,7 +9,8 @@ from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.lifecycle.manager import ModelManager
 from forwardpass_server.observe.timeline import Timeline
-from forwardpass_server.rpc import generate, outputs, parameters, response_cache, timing
+from forwardpass_server.observe.tracing import Trace, Tracer
+from forwardpass_server.rpc import generate, outputs, parameters, response_cache, status, timing
 from forwardpass_server.rpc.answer import Answer, Caller
 from forwardpass_server.rpc.parameters import SEQUENCE_ID, SEQUENCE_START, Place
 from forwardpass_server.rpc.response_cache import ResponseCache
@@ -31,6 +32,7 @@ class Infer:
         decoder, encoder: with their memories of what recurs.
         memory: the regions of shared memory; None where there is none.
         cache: answers of models that want theirs kept; None keeps none.
+        tracer: chooses the requests that are traced; None traces none.
         clock_ns: the monotonic clock.
     """
 
@@ -41,6 +43,7 @@ class Infer:
         encoder: Encoder,
         memory: SharedMemory | None = None,
         cache: ResponseCache | None = None,
+        tracer: Tracer | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._models = models
@@ -48,6 +51,7 @@ class Infer:
         self._encoder = encoder
         self._memory = memory
         self._cache = cache
+        self._tracer = tracer
         self._clock_ns = clock_ns
 
     def __call__(self, call: Call, body: bytes) -> None:
@@ -68,6 +72,20 @@ class Infer:
         """
         timeline = Timeline(caller.received_ns)
         timeline.decoded_ns = self._clock_ns()
+        trace = None if self._tracer is None else self._tracer.begin(caller.metadata, caller.received_ns)
+        if trace is None:
+            self._admit(caller, decoded, timeline, None, lifeline)
+            return
+        trace.asks(decoded.model_name, decoded.model_version, decoded.id, timeline)
+        try:
+            self._admit(caller, decoded, timeline, trace, lifeline)
+        except Exception as error:
+            trace.end(status.code_of(error))
+            raise
+
+    def _admit(
+        self, caller: Caller, decoded: InferRequest, timeline: Timeline, trace: Trace | None, lifeline: Lifeline | None
+    ) -> None:
         given = decoded.parameters
         lease = self._models.lease(
             decoded.model_name,
@@ -78,17 +96,18 @@ class Infer:
         try:
             scheduler = lease.version.scheduler
             if isinstance(scheduler, GenerationScheduler):
-                self._begin_text(caller, decoded, lease, scheduler, timeline)
+                self._begin_text(caller, decoded, lease, scheduler, timeline, trace)
                 return
             timed = timing.ASKED in caller.metadata
             answer = Answer(caller, lease, decoded.id, self._encoder, self._clock_ns, timed=timed)
+            answer.trace = trace
             request = self._checked(caller, decoded, lease.version, answer, timeline)
             request.lifeline = lifeline
             if not (lease.version.cached and self._answered_before(lease.version, request, answer)):
                 scheduler.submit(request)
         except Withdrawn:  # since it was leased; what serves now takes it, or says why not
             lease.release()
-            self.admit(caller, decoded, lifeline)
+            self._admit(caller, decoded, timeline, trace, lifeline)
         except BaseException:
             lease.release()
             raise
@@ -131,10 +150,11 @@ class Infer:
         lease: Lease[LoadedVersion],
         scheduler: GenerationScheduler,
         timeline: Timeline,
+        trace: Trace | None,
     ) -> None:
         """Let a text begin; its reader gives the lease back."""
         try:
-            text = generate.text_of(caller, lease, scheduler.generator, decoded, timeline)
+            text = generate.text_of(caller, lease, scheduler.generator, decoded, timeline, trace)
         except CallerError as error:
             scheduler.statistics.refused(error, caller.received_ns)
             raise

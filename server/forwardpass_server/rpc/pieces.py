@@ -10,8 +10,10 @@ from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_server.lifecycle.leases import Lease
 from forwardpass_server.lifecycle.loaded import LoadedVersion
 from forwardpass_server.observe.timeline import Timeline
+from forwardpass_server.observe.tracing import Trace
 from forwardpass_server.rpc import status, timing
 from forwardpass_server.rpc.answer import Caller
+from forwardpass_server.rpc.status import Code
 from forwardpass_server.rpc.turn import Turn
 from forwardpass_server.tensors import scan
 from forwardpass_server.tensors.generator import ON_WIRE
@@ -78,13 +80,17 @@ class Whole:
         lease: of the version that writes; given back with the answer.
         words: of the text.
         timeline: its stamps.
+        trace: hears of the end, where the request is traced.
     """
 
-    def __init__(self, caller: Caller, lease: Lease[LoadedVersion], words: Words, timeline: Timeline) -> None:
+    def __init__(
+        self, caller: Caller, lease: Lease[LoadedVersion], words: Words, timeline: Timeline, trace: Trace | None = None
+    ) -> None:
         self._caller = caller
         self._lease = lease
         self._words = words
         self._timeline = timeline
+        self._trace = trace
         self.take = words.take
 
     @property
@@ -104,12 +110,17 @@ class Whole:
     def say(self) -> None:
         if self._words.reason:
             self._timeline.encoded_ns = self._timeline.run_end_ns
+            if self._trace is not None:
+                self._trace.end(Code.OK)
             self._caller.reply(self._words.response(), self._timing())
             self._lease.release()
 
     def fail(self, error: Exception) -> None:
+        found = status.of(error)
+        if self._trace is not None:
+            self._trace.end(found.code)
         try:
-            self._caller.fail(*status.of(error))
+            self._caller.fail(*found)
         finally:
             self._lease.release()
 
@@ -121,8 +132,10 @@ class Whole:
 class Pieces(Whole):
     """Says a text on a stream as it is written, out of the line of its other requests."""
 
-    def __init__(self, caller: Turn, lease: Lease[LoadedVersion], words: Words, timeline: Timeline) -> None:
-        super().__init__(caller, lease, words, timeline)
+    def __init__(
+        self, caller: Turn, lease: Lease[LoadedVersion], words: Words, timeline: Timeline, trace: Trace | None = None
+    ) -> None:
+        super().__init__(caller, lease, words, timeline, trace)
         self._turn = caller
         caller.step_out()
 
