@@ -29,7 +29,6 @@ from forwardpass_server import __version__, memory
 from forwardpass_server.access.gate import Credentials, Gate
 from forwardpass_server.access.tokens import TokenFile
 from forwardpass_server.config import ServerConfig
-from forwardpass_server.control import InForce, Order, Reply
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.lifecycle import loader
 from forwardpass_server.lifecycle.ensemble import EnsembleLoader
@@ -45,7 +44,6 @@ from forwardpass_server.observe.page import MetricsPage
 from forwardpass_server.observe.tracing import Tracer
 from forwardpass_server.rpc import services, status
 from forwardpass_server.rpc.counted import counted, counted_stream
-from forwardpass_server.rpc.everywhere import Together
 from forwardpass_server.rpc.response_cache import ResponseCache
 from forwardpass_server.runtime import child, control_flow, providers, states
 from forwardpass_server.runtime.session import Session
@@ -70,9 +68,6 @@ UNLOAD_S = 5.0
 
 TRACES_S = 3.0
 """How long a stop waits for the collector to take the last traces, in seconds."""
-
-BEAT_CHECK_S = 0.1
-"""How often whoever waits for the loop to turn looks whether it has ended, in seconds."""
 
 TEND_INTERVAL_S = 1.0
 """How often the main thread looks at the load and the memory of the process, in seconds."""
@@ -111,13 +106,12 @@ class Server:
 
     Args:
         config: its settings.
-        together: the way to the other processes of this server; None where it is the only one.
 
     Raises:
         StartFailed: the device cannot be had, or a certificate or a token file cannot be used.
     """
 
-    def __init__(self, config: ServerConfig, together: Together | None = None) -> None:
+    def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._began = time.monotonic()
         # A SimpleQueue, since a signal handler may put while the same thread is inside `get`.
@@ -188,25 +182,6 @@ class Server:
     def metrics_text(self) -> bytes:
         """What the metrics page shows now. Any thread."""
         return page.text(self._metrics.registry)
-
-    def obey(self, order: Order) -> Reply:
-        """Carry out what was ordered of all processes. Any thread; blocks."""
-        return self._obeying.obey(order)
-
-    def in_force(self) -> InForce:
-        """What of it a process that begins anew has to be given. Any thread."""
-        return self._obeying.in_force()
-
-    def adopt(self, in_force: InForce) -> None:
-        """Have the same in force as the other processes. Any thread; blocks, while models are loaded."""
-        self._obeying.adopt(in_force)
-
-    def beat(self) -> None:
-        """Return when the loop has turned, which shows that this process lives. Any thread."""
-        turned = threading.Event()
-        self._on_loop(turned.set)
-        while self._loop.is_alive() and not turned.wait(BEAT_CHECK_S):
-            pass
 
     def start(self) -> bool:
         """`load`, then `listen`. Blocks until the server serves.
