@@ -125,9 +125,7 @@ def test_states_are_on_the_host_beside_the_cpu_and_on_the_device_beside_any_othe
     assert run == session.run
     assert isinstance(kept, HostStates)
     monkeypatch.setattr(states, "CPU", "another")  # the plan's provider is then that of a device
-    run, kept = states.beside(
-        session, Plan(device="cpu", providers=PLAN.providers), SPECS, rows=3, outputs=[1], batched=True
-    )
+    run, kept = states.beside(session, PLAN, SPECS, rows=3, outputs=[1], batched=True)
     assert isinstance(kept, DeviceStates)
     (y, following) = run([np.ones((1, 2), np.float32), kept.gather(numbers(0))[0]], [0, 1])
     assert np.array_equal(y, np.full((1, 2), 11, np.float32))
