@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from forwardpass_server.lifecycle import repository
 from forwardpass_server.lifecycle.manifest import GoldenSet
+from forwardpass_server.runtime.fake_generator import graph
 
 Shape = Sequence[int | str]
 
@@ -254,6 +255,7 @@ def everything() -> dict[str, onnx.ModelProto]:
         "slow_gather": slow_gather(),
         "slow_pair": slow_pair(),
         "slow_variable": slow_variable(),
+        "bard": graph(),
     }
 
 

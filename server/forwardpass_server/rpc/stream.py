@@ -12,6 +12,7 @@ Threads: messages arrive on the loop thread; turns are answered on any. One lock
 import threading
 from collections import deque
 
+from forwardpass_server.errors import DeadlineExpired
 from forwardpass_server.rpc import status
 from forwardpass_server.rpc.infer import Infer
 from forwardpass_server.rpc.status import Status
@@ -156,4 +157,7 @@ class InferStream:
     def _finish_if_done(self) -> None:
         if self._half_closed and not self._line and not self._apart and not self._over:
             self._over = True
-            self.call.finish()
+            if self.call.cancelled:  # and still there: its clock is behind ours, and has no other status for this
+                self.call.fail(*status.of(DeadlineExpired("the deadline of the stream passed")))
+            else:
+                self.call.finish()

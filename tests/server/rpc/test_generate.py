@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -454,13 +453,27 @@ def test_a_full_generator_says_when_to_come_again(server: "Server", models: "Mod
 
 def test_a_timeout_is_the_time_of_the_whole_text(server: "Server", writer: Writer) -> None:
     writer.run.hold()
-    call = server.begin(ask(max_tokens=60_000, timeout=1000))
+    call = server.begin(ask(max_tokens=60_000, timeout=500_000))
     assert writer.run.wait_runs(1)
-    np.random.default_rng(0).standard_normal(2_000_000)  # some milliseconds pass
+    with pytest.raises(TimeoutError):  # it passes while the model is at work
+        call.result(0.6)
     writer.run.release()
     result = call.result()
     assert result.code == Code.DEADLINE_EXCEEDED
     assert "the deadline passed after" in result.message
+
+
+def test_a_deadline_that_passes_here_first_is_the_status_of_the_stream(server: "Server", writer: Writer) -> None:
+    writer.run.hold()
+    stream = server.fake.stream(STREAM, deadline_s=0.2)
+    say(stream, ask(request_id="r", max_tokens=60_000))
+    stream.half_close()
+    assert writer.run.wait_runs(1)
+    with pytest.raises(TimeoutError):  # the fake's clock has no alarm: it passes unheard
+        stream.result(0.3)
+    writer.run.release()
+    assert stream.result().code == Code.DEADLINE_EXCEEDED
+    assert "the deadline passed after" in heard(stream)[-1].error_message
 
 
 def test_a_model_that_fails_tells_an_id_and_no_text(server: "Server", writer: Writer) -> None:
