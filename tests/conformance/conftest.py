@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conformance import models, report
 from conformance.operators import OPERATORS
-from conformance.process import MIB, ServerProcess, Start
+from conformance.process import MIB, START_TIMEOUT_S, ServerProcess, Start
 from conformance.wire import DATATYPES, Caller, Outcome, ask, ok, zeros
+
+TEST_TIMEOUT_S = START_TIMEOUT_S + 120
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -121,8 +123,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Write each test's case where its report carries it, also out of another process."""
+    """Write each test's case where its report carries it; and give each the time that a start of the server may take."""
     for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
         for mark in item.iter_markers("case"):
             item.user_properties.append(("case", report.Case(*mark.args)))
 
