@@ -112,7 +112,7 @@ class Loading:
             self.load(config, model, **more)
         return str(caught.value)
 
-    def step(self, version: LoadedVersion, x: Sequence[float], *, starts: bool = False) -> list[list[float]]:
+    def step(self, version: LoadedVersion, x: Sequence[float], *, starts: bool = False) -> list[Any]:
         """The outputs of one step of sequence 1."""
         wanted = tuple(range(len(version.signature.outputs)))
         request, responder = make_request([np.array([x], np.float32)], outputs=wanted)
@@ -123,7 +123,7 @@ class Loading:
         return outputs_of(responder)
 
 
-def outputs_of(responder: FakeResponder) -> list[list[float]]:
+def outputs_of(responder: FakeResponder) -> list[Any]:
     responder.wait()
     assert responder.error is None, responder.error
     assert responder.outputs is not None
