@@ -123,7 +123,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Write each test's case where its report carries it; and give each the time that a start of the server may take."""
+    """Write each test's case where its report carries it; and give each time for a start of the server."""
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))

@@ -164,7 +164,9 @@ def test_a_deadline_of_a_stream_passes_while_the_model_works(stream: Callable[..
 
 
 @interop("half-closed, never read", "flow control holds it; gone with its caller")
-def test_a_reader_who_does_not_read_costs_no_more_than_a_queue(server: ServerProcess, stream: Callable[..., Stream]) -> None:
+def test_a_reader_who_does_not_read_costs_no_more_than_a_queue(
+    server: ServerProcess, stream: Callable[..., Stream]
+) -> None:
     opened = stream()
     before = server.memory_bytes()
     body = ask("identity_uint8", zeros("UINT8", (1, 1 << 20))).SerializeToString()
