@@ -17,23 +17,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from forwardpass_server.errors import (
-    ForwardpassError,
-    InvalidRequest,
-    LoadFailed,
-    NotFound,
-    NotReady,
-    StartFailed,
-    Stopping,
-)
+from forwardpass_server.errors import ForwardpassError, LoadFailed, NotReady, StartFailed
 from forwardpass_server.lifecycle import ensemble
-from forwardpass_server.lifecycle.config_pbtxt import ConfigReader, parse_json
+from forwardpass_server.lifecycle.config_pbtxt import ConfigReader
 from forwardpass_server.lifecycle.leases import Lease, Leases
 from forwardpass_server.lifecycle.ledger import Ledger, Record
 from forwardpass_server.lifecycle.loaded import LoadedVersion
-from forwardpass_server.lifecycle.model_settings import LATEST, ModelSettings, UnsupportedConfig
+from forwardpass_server.lifecycle.model_settings import LATEST, ModelSettings
 from forwardpass_server.lifecycle.observer import LifecycleObserver
-from forwardpass_server.lifecycle.orders import Answer, Order, Orders, check_name
+from forwardpass_server.lifecycle.ordered import Ordered
+from forwardpass_server.lifecycle.orders import Answer, check_name
 from forwardpass_server.lifecycle.registry import ModelDescription, VersionStatus
 from forwardpass_server.lifecycle.repository import (
     ModelFolder,
@@ -131,9 +124,13 @@ class ModelManager:
         self._ledger = Ledger()
         self._configs = ConfigReader(watch.root)
         self._settling = Settling(watch.poll_s, clock, wall_clock)
-        self._asked = watch.only
-        """The models to load; None for all that are found."""
-        self._orders = Orders()
+        self._ordered = Ordered(
+            watch.only,
+            self._ledger,
+            self._configs,
+            follow=lambda name, found: self._follow(name, found, ordered=True),
+            stopping=lambda: self._stopping,
+        )
         self._problems: frozenset[Problem] = frozenset()
         self._readable = True
         self._unsettled: set[str] = set()
@@ -237,11 +234,8 @@ class ModelManager:
             Overloaded, Stopping: too many orders wait; the server stops.
         """
         self._check_ordered(model)
-        try:
-            settings = None if config is None else parse_json(config, model=model)
-        except UnsupportedConfig as exc:
-            raise InvalidRequest(str(exc)) from exc
-        self._put(Order(model, loads=True, answer=answer, settings=settings))
+        self._ordered.load(model, config, answer)
+        self._wake.set()
 
     def order_unload(self, model: str, answer: Answer, *, with_steps: bool = False) -> None:
         """Have a model unloaded: no new request, and when those it has are answered, nothing is left of it.
@@ -255,11 +249,12 @@ class ModelManager:
             InvalidRequest, NotReady, Overloaded, Stopping: as `order_load`.
         """
         self._check_ordered(model)
-        self._put(Order(model, loads=False, answer=answer, with_steps=with_steps))
+        self._ordered.unload(model, answer, with_steps=with_steps)
+        self._wake.set()
 
     def refuse_orders(self) -> None:
         """Answer every order that waits with Stopping, and take no more."""
-        self._orders.close(Stopping("the server is going away; ask another one"))
+        self._ordered.refuse()
 
     def _check_ordered(self, model: str) -> None:
         check_name(model)
@@ -273,10 +268,6 @@ class ModelManager:
                 )
                 + "; --model-control-mode=explicit obeys requests"
             )
-
-    def _put(self, order: Order) -> None:
-        self._orders.put(order)
-        self._wake.set()
 
     @property
     def complete(self) -> bool:
@@ -306,8 +297,8 @@ class ModelManager:
         missing = sorted((self._watch.only or frozenset()) - found.models.keys())
         if missing:
             raise StartFailed(f"no model {', '.join(map(repr, missing))} in the repository; see --load-model")
-        if self._watch.by_order and self._asked is None:
-            self._asked = frozenset(found.models)
+        if self._watch.by_order and self._ordered.asked is None:
+            self._ordered.asked = frozenset(found.models)
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
@@ -337,7 +328,7 @@ class ModelManager:
             self._wake.wait(None if again is None else max(again - self._clock(), 0.0))
             self._wake.clear()
             self._tear_down()
-            self._obey()
+            self._ordered.obey(self._found)
         self.refuse_orders()
         self._withdraw_all()
 
@@ -352,16 +343,15 @@ class ModelManager:
     def _look(self) -> bool:
         """Look once, and do what follows. Returns whether to look again."""
         try:
-            found = look(self._watch.root, self._watch.name)
+            found = self._found()
         except RepositoryUnreadable as exc:
             if self._readable:
                 event(log, logging.ERROR, "repository unreadable; what serves goes on", reason=exc)
             self._readable = False
             return True
         self._readable = True
-        self._report(found.problems)
         waiting = False
-        for name in self._in_order(found):
+        for name in self._ordered.in_order(found):
             waiting |= self._follow(name, found)
             if self._stopping:
                 return False
@@ -369,113 +359,11 @@ class ModelManager:
             self._ledger.complete()
         return waiting or not self._watch.once
 
-    def _obey(self) -> None:
-        """Carry the orders out as far as they go now; those that wait for a drain are taken up when it is over."""
-        progress = True
-        while progress and not self._stopping and (orders := self._orders.heads()):
-            try:
-                found = look(self._watch.root, self._watch.name)
-            except RepositoryUnreadable as exc:
-                for order in orders:
-                    self._orders.done(order, InvalidRequest(f"model {order.model!r}: {exc}"))
-                continue
-            self._report(found.problems)
-            progress = sum(self._obey_one(order, found) for order in orders) > 0
-
-    def _obey_one(self, order: Order, found: Scan) -> bool:
-        """Take an order as far as it goes; True when it is answered."""
-        if self._stopping:
-            return False
-        try:
-            if not order.begun:
-                self._begin(order, found)
-            if self._carry_out(order, found) or self._stopping:
-                return False
-            self._orders.done(order, self._outcome(order))
-        except ForwardpassError as exc:
-            self._orders.done(order, exc)
-        except Exception as exc:
-            log.exception("an order raised what none should raise")
-            self._orders.done(order, exc)
-        return True
-
-    def _begin(self, order: Order, found: Scan) -> None:
-        """Change what is asked for, and how it is configured."""
-        name = order.model
-        assert self._asked is not None
-        event(log, logging.INFO, "load ordered" if order.loads else "unload ordered", model=name)
-        if not order.loads:
-            if name not in self._asked:
-                raise InvalidRequest(f"model {name!r} is not loaded; RepositoryIndex lists what is")
-            self._asked -= {name, *(self._steps_alone(name, found) if order.with_steps else ())}
-        else:
-            if name not in found.models:
-                raise _not_there(name, found)
-            self._configs.override(name, order.settings)
-            self._asked |= {name, *(step for step in self._steps_of(name, found) if step in found.models)}
-            for record in self._ledger.of(name):
-                record.failed_stamp = None  # what failed is tried again, since somebody asks for it
-        order.begun = True
-
-    def _carry_out(self, order: Order, found: Scan) -> bool:
-        """Follow the model, the models of its steps, and the ensembles that it is a step of. Returns whether one is
-        waited for."""
-        family = {order.model, *self._steps_of(order.model, found)}
-        waiting = False
-        for name in self._in_order(found):
-            if name in family or order.model in self._steps_of(name, found):
-                waiting |= self._follow(name, found, ordered=True)
-                if name in family:
-                    waiting |= any(record.state is State.DRAINING for record in self._ledger.of(name))
-        return waiting
-
-    def _outcome(self, order: Order) -> InvalidRequest | None:
-        """What to tell the one who ordered, now that nothing is waited for."""
-        if not order.loads:
-            return None
-        records = self._ledger.of(order.model)
-        failed = [record for record in records if record.failed_stamp is not None]
-        serving = ", ".join(str(record.number) for record in records if record.serving is not None)
-        if failed:
-            reasons = "; ".join(f"version {record.number}: {record.failure}" for record in failed)
-            goes_on = f"; version {serving} serves" if serving else ""
-            return InvalidRequest(f"load failed for model {order.model!r}: {reasons}{goes_on}")
-        if not serving:
-            return InvalidRequest(
-                f"load failed for model {order.model!r}: no version folder that its version policy chooses"
-            )
-        return None
-
-    def _steps_of(self, name: str, found: Scan) -> set[str]:
-        """The models of an ensemble's steps, and of theirs; empty for what is none."""
-        steps: set[str] = set()
-        new = {name}
-        while new:
-            new = {
-                model
-                for each in new
-                if each in found.models
-                for model, _ in ensemble.models_of(self._configs.settings(found.models[each]))
-            } - steps
-            steps |= new
-        return steps
-
-    def _steps_alone(self, name: str, found: Scan) -> set[str]:
-        """The models of an ensemble's steps that no other ensemble that is asked for stands on."""
-        assert self._asked is not None
-        own = self._steps_of(name, found)
-        others: set[str] = set()
-        for other in self._asked - own - {name}:
-            others |= self._steps_of(other, found)
-        return own - others
-
-    def _in_order(self, found: Scan) -> list[str]:
-        """Every model, the steps of an ensemble before it."""
-        steps = {
-            name: [model for model, _ in ensemble.models_of(self._configs.settings(folder))]
-            for name, folder in found.models.items()
-        }
-        return ensemble.steps_first({*found.models, *self._ledger.models()}, steps)
+    def _found(self) -> Scan:
+        """What lies in the repository now. Raises RepositoryUnreadable."""
+        found = look(self._watch.root, self._watch.name)
+        self._report(found.problems)
+        return found
 
     def _follow(self, name: str, found: Scan, *, ordered: bool = False) -> bool:
         """Load and let go of versions of one model until its policy is met. Returns whether one is waited for.
@@ -492,9 +380,10 @@ class ModelManager:
         folder = folder or ModelFolder(name=name, path=self._watch.root / name)
         settings = self._configs.settings(folder)
         policy = LATEST if isinstance(settings, LoadFailed) else settings.policy
-        if self._asked is not None:
-            self._ledger.ask(name, asked=name in self._asked)
-            policy = policy if name in self._asked else UNASKED
+        asked = self._ordered.asked
+        if asked is not None:
+            self._ledger.ask(name, asked=name in asked)
+            policy = policy if name in asked else UNASKED
         steps = self._steps(settings)
         seen = {
             number: self._seen(version, folder, steps, ordered=ordered) for number, version in folder.versions.items()
@@ -697,11 +586,3 @@ def _not_chosen(policy: Policy) -> str:
     if policy is UNASKED:
         return "not loaded; RepositoryModelLoad loads it"
     return f"not chosen by the version policy ({policy})"
-
-
-def _not_there(name: str, found: Scan) -> InvalidRequest | NotFound:
-    """Why a model that was ordered cannot be found."""
-    for problem in found.problems:
-        if problem.model == name:
-            return InvalidRequest(f"model {name!r}: {problem.reason}")
-    return NotFound(f"model {name!r} is not in the repository; RepositoryIndex lists what is")
