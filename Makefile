@@ -11,7 +11,7 @@ RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 SOURCES := clients proto server training tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test conformance fuzz compat check format proto bench bench-quick image image-check manifests rolling audit clean
+.PHONY: help demo serve test conformance fuzz compat check format proto bench bench-quick autoscale image image-check manifests rolling audit clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ rolling: $(VENV)/.dev  ## 20 rolling restarts under load behind nginx, haproxy a
 
 audit: $(VENV)/.dev  ## known vulnerabilities of what the server's image holds, and its bill of materials
 	$(BIN)/python tests/image/audit.py
+
+autoscale: $(VENV)/.dev  ## the autoscaler's rule against a bursty trace, beside scaling on CPU: table and plot (minutes)
+	$(BIN)/python tests/benchmark/autoscaling/autoscale.py
 
 clean:  ## remove the environment, runs and models
 	rm -rf $(VENV) runs $(MODELS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
