@@ -140,12 +140,7 @@ def _stops(settings: Parameters) -> list[str]:
 def _tokens(prompt: str, vocabulary: Vocabulary) -> list[int]:
     if not prompt:
         raise InvalidRequest("the prompt is empty: a text goes on from something, and be it one character")
-    if len(prompt) > PROMPT_TOKENS_MAX * vocabulary.longest:
-        raise InvalidRequest(f"the prompt has {len(prompt)} characters, more than {PROMPT_TOKENS_MAX} tokens can be")
     try:
-        tokens = vocabulary.read(prompt)
+        return vocabulary.read(prompt, PROMPT_TOKENS_MAX)
     except InvalidRequest as error:
         raise InvalidRequest(f"the prompt has {error}") from None
-    if len(tokens) > PROMPT_TOKENS_MAX:
-        raise InvalidRequest(f"the prompt has {len(tokens)} tokens; at most {PROMPT_TOKENS_MAX}")
-    return tokens

@@ -156,10 +156,6 @@ class GenerationScheduler:
         """No latency is promised of a text."""
         return inf
 
-    def busy_share(self) -> float:
-        """Texts that want a step, beside the slots of one; above 1 when they have to take turns."""
-        return (self._turns.wanting + len(self._arrived)) / self.slots
-
     def submit(self, request: Request) -> None:
         """Refuse a request that is no text: a step of an ensemble, whose model has become a generator meanwhile.
 
@@ -331,7 +327,7 @@ class GenerationScheduler:
         written = 0
         for at, row in enumerate(rows):
             text, read = step.texts[row], step.forced[row]
-            text.timeline.run_end_ns = end_ns
+            text.timeline.run_end_ns, text.timeline.batch_rows = end_ns, len(rows)
             text.unread -= read
             count = min(step.steps - read, text.left)
             try:

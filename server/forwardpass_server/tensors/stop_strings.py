@@ -23,11 +23,12 @@ class StopStrings:
         strings: none of them empty; may be none at all.
     """
 
-    __slots__ = ("_held", "_longest", "_strings")
+    __slots__ = ("_firsts", "_held", "_longest", "_strings")
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
         self._longest = max(map(len, strings), default=0)
+        self._firsts = {string[0] for string in strings}
         self._held = ""
 
     def feed(self, piece: str) -> Piece:
@@ -59,8 +60,7 @@ class StopStrings:
 
     def _hopeful(self, text: str) -> int:
         """Characters at the end of `text` that may be the beginning of a string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            tail = text[-length:]
-            if any(string.startswith(tail) for string in self._strings):
-                return length
+        for at in range(max(0, len(text) - self._longest + 1), len(text)):
+            if text[at] in self._firsts and any(string.startswith(text[at:]) for string in self._strings):
+                return len(text) - at
         return 0

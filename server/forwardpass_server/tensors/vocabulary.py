@@ -46,17 +46,18 @@ class Vocabulary:
                 return tokens[:count]
         return tokens
 
-    def read(self, text: str) -> list[int]:
+    def read(self, text: str, most: int) -> list[int]:
         """The token numbers of a text.
 
         Raises:
-            InvalidRequest: characters that are no token's and have no replacement; names the first of them.
+            InvalidRequest: characters that are no token's and have no replacement; names the first of them. Or more
+                than `most` tokens.
         """
-        if self.longest == 1 and self._replacement is None:
+        if self.longest == 1 and len(text) <= most:  # the common case, ten times as fast
             try:
                 return [self._numbers[character] for character in text]
             except KeyError:
-                pass  # the loop below says which
+                pass  # the loop below knows what to do
         tokens: list[int] = []
         strangers: list[tuple[int, str]] = []
         at = 0
@@ -67,12 +68,14 @@ class Vocabulary:
                     tokens.append(number)
                     at += length
                     break
-            else:
+            else:  # no token begins here
                 if self._replacement is None:
                     strangers.append((at, text[at]))
                 else:
                     tokens.append(self._replacement)
                 at += 1
+            if len(tokens) + len(strangers) > most:
+                raise InvalidRequest(f"more than {most} tokens")
         if strangers:
             shown = ", ".join(f"{character!r} at {place}" for place, character in strangers[:STRANGERS_SHOWN])
             more = f" and {len(strangers) - STRANGERS_SHOWN} more" if len(strangers) > STRANGERS_SHOWN else ""

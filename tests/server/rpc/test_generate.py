@@ -149,7 +149,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"triton_other": 5}, "unknown parameter 'triton_other'"),
     ({"prompt": ""}, "the prompt is empty"),
     ({"prompt": "aÄbÖ~~"}, "the prompt has 'Ä' at 1, 'Ö' at 3, '~' at 4 and 1 more: not in the vocabulary"),
-    ({"prompt": "a" * 8193}, "8193 characters, more than 8192 tokens"),
+    ({"prompt": "a" * 8193}, "the prompt has more than 8192 tokens"),
+    ({"prompt": "~" * 100_000}, "the prompt has more than 8192 tokens"),
 ]
 
 

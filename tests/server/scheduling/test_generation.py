@@ -490,7 +490,6 @@ def test_figures(writing: Make) -> None:
     assert w.run.wait_runs(1)
     two = w.begin("c", 10)
     assert (w.scheduler.inflight, w.scheduler.depth, w.scheduler.active) == (2, 1, 1)
-    assert w.scheduler.busy_share() == 1.0
     w.run.release()
     done(one)
     done(two)
