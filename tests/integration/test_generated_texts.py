@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from forwardpass import AsyncClient
-from forwardpass_training.export import OPSET
+from forwardpass import AsyncClient, Client
+from forwardpass_training.export import OPSET, export
 from forwardpass_training.export import write as write_graph
 from forwardpass_training.exportable import Exportable
 from forwardpass_training.generator import of_network
 from forwardpass_training.generator_graph import build
 from forwardpass_training.models import CharLstm, CharLstmConfig, served
 from forwardpass_training.models.sampling import SAMPLED, write
-from forwardpass_training.publish import publish_export
+from forwardpass_training.publish import configure, publish_export, sequence_config
 from forwardpass_training.verify import measure
 
 if TYPE_CHECKING:
@@ -36,33 +36,37 @@ OTHERS: list[Settings] = [
 
 
 @pytest.fixture
-def network(root: Path, tmp_path: Path) -> CharLstm:
-    """A network of large random weights, published as `babble`."""
+def network() -> CharLstm:
+    """A network of large random weights."""
     torch.set_num_threads(1)  # more wait for each other at every step of so small a network
     torch.manual_seed(0)
-    network = CharLstmConfig(vocabulary=len(VOCABULARY), hidden=24).build().eval()
+    network = CharLstmConfig(vocabulary=len(VOCABULARY), hidden=24).build().eval().requires_grad_(False)
     for parameter in network.parameters():
-        parameter.data.mul_(4)
+        parameter.mul_(4)
+    return network
+
+
+def stepwise(network: CharLstm) -> Exportable:
+    """The network as it is served to those who sample themselves."""
     outside = served(network, "language")
 
     def step(batch: int, generator: Generator) -> tuple[Tensor, ...]:
         h, c = torch.randn(2, batch, 2, 24, generator=generator).tanh()
-        return torch.randint(len(VOCABULARY), (batch, 1), generator=generator), h, c
+        return torch.randint(len(VOCABULARY), (batch, 2), generator=generator), h, c
 
-    stepwise = Exportable(
+    return Exportable(
         module=outside.module,
         reference=outside.reference,
         input_names=outside.input_names,
         output_names=outside.output_names,
         dynamic=outside.dynamic,
         examples=step,
-        further_examples={"step": step},
+        further_examples={
+            "step": lambda batch, generator: (step(batch, generator)[0][:, :1], *step(batch, generator)[1:])
+        },
         metadata={},
+        states=outside.states,
     )
-    exportable = of_network(network, stepwise, VOCABULARY)
-    file = write_graph(build(network, opset=OPSET), exportable, tmp_path / "model.onnx")
-    publish_export(file, exportable, measure(file, exportable), root, model="babble", metrics={})
-    return network
 
 
 def by_torch(network: CharLstm, readers: list[Settings]) -> list[str]:
@@ -92,8 +96,11 @@ def by_torch(network: CharLstm, readers: list[Settings]) -> list[str]:
 
 
 def test_a_reader_s_text_is_pytorch_s_alone_again_and_beside_63_others(
-    root: Path, serve: "Serve", network: CharLstm
+    root: Path, serve: "Serve", network: CharLstm, tmp_path: Path
 ) -> None:
+    exportable = of_network(network, stepwise(network), VOCABULARY)
+    file = write_graph(build(network, opset=OPSET), exportable, tmp_path / "model.onnx")
+    publish_export(file, exportable, measure(file, exportable), root, model="babble", metrics={})
     process = serve()
     process.client()  # waits until the server serves
     address = next(line["address"] for line in process.lines if line["message"] == "serving")
@@ -118,3 +125,28 @@ def test_a_reader_s_text_is_pytorch_s_alone_again_and_beside_63_others(
                 assert await texts(reader, *OTHERS) == [wanted[number], *wanted[len(READERS) :]]
 
     asyncio.run(ask())
+
+
+def test_sequences_of_characters_are_read_as_pytorch_reads_them(
+    root: Path, serve: "Serve", network: CharLstm, tmp_path: Path
+) -> None:
+    exportable = stepwise(network)
+    file = export(exportable, tmp_path / "model.onnx")
+    configure(root, "steps", sequence_config(exportable.states))
+    publish_export(file, exportable, measure(file, exportable), root, model="steps", metrics={})
+    process = serve()
+    process.client()
+    address = next(line["address"] for line in process.lines if line["message"] == "serving")
+    texts = [torch.randint(len(VOCABULARY), (1, 9), generator=Generator().manual_seed(seed)) for seed in (1, 2)]
+    wanted = [network(text, *network.zero_state(1))[0].numpy() for text in texts]
+    with (
+        Client(address, deadline_s=60) as client,
+        client.sequence("steps") as first,
+        client.sequence("steps") as second,
+    ):
+        for place, size in ((0, 4), (4, 1), (5, 4)):
+            for sequence, text, logits in zip((first, second), texts, wanted, strict=True):
+                piece = slice(place, place + size)
+                answer = sequence.infer({"tokens": text[:, piece].numpy()})
+                assert list(answer) == ["logits"]
+                np.testing.assert_allclose(answer["logits"], logits[:, piece], atol=1e-4)

@@ -10,8 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from google.protobuf import text_format
 from onnx import TensorProto, numpy_helper
 
+from forwardpass_proto import model_config_pb2
 from forwardpass_server.lifecycle.repository import record_files, scan
 from forwardpass_training import run
 from forwardpass_training.__main__ import main
@@ -212,3 +214,21 @@ def test_the_sequence_graph_of_an_embedded_network_still_steps(text_run: Path, t
     got = session.run(None, {"tokens": tokens.numpy(), "h0": h.numpy(), "c0": c.numpy()})
     for found, wanted in zip(got, exportable.reference(tokens, h, c), strict=True):
         np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+
+
+def test_a_network_with_state_is_published_for_sequences(text_run: Path, tmp_path: Path) -> None:
+    assert (
+        main(["publish", str(text_run), "--repository", str(tmp_path), "--model", "m", "--force", "--sequences"]) == OK
+    )
+    message = text_format.Parse((tmp_path / "m" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    states = [(state.input_name, state.output_name) for state in message.sequence_batching.state]
+    assert states == [("h0", "h1"), ("c0", "c1")]
+    assert message.sequence_batching.oldest.max_candidate_sequences > 1
+
+
+def test_a_network_without_state_has_no_sequences(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["publish", str(digits_run), "--repository", str(tmp_path), "--force", "--sequences"]) == FAILED
+    assert "digits_cnn keeps no state" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -169,6 +169,8 @@ class Publish(RunsDir):
     """Name to publish under; None: the recipe's."""
     force: bool = False
     """Publish although a held-out metric misses its bound; parity is never waived."""
+    sequences: bool = False
+    """Let the server keep the state of the network from request to request of a sequence."""
 
 
 def list_recipes(arguments: Sequence[str]) -> int:
@@ -289,14 +291,16 @@ def publish(arguments: Sequence[str]) -> int:
     """`publish RUN --repository DIR`"""
     command = parse(Publish, "publish", arguments)
     path = find_run(command.run, command.runs_dir)
-    _publish(path, command.repository, model=command.model, force=command.force)
+    _publish(path, command.repository, model=command.model, force=command.force, sequences=command.sequences)
     return OK
 
 
-def _publish(run_folder: Path, root: Path, *, model: str | None = None, force: bool = False) -> None:
+def _publish(
+    run_folder: Path, root: Path, *, model: str | None = None, force: bool = False, sequences: bool = False
+) -> None:
     from forwardpass_training.publish import publish as publish_to
 
-    version = publish_to(run_folder, root, model=model, force=force)
+    version = publish_to(run_folder, root, model=model, force=force, sequences=sequences)
     print(f"{version.model} version {version.version}: {version.path}")
 
 

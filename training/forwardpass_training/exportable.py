@@ -30,6 +30,8 @@ class Exportable:
         further_examples: by name, other kinds of call that parity and the golden examples must also cover;
             a sequence model names `step` here: one time step with carried state.
         metadata: for the ONNX file's `metadata_props`; keys start with `forwardpass.`.
+        states: of a network whose answers depend on the call before: which output is the next call's which input,
+            output by input name.
         companions: text files that travel beside the ONNX file in the version folder, by name.
     """
 
@@ -41,4 +43,5 @@ class Exportable:
     examples: Examples
     metadata: Mapping[str, str]
     further_examples: Mapping[str, Examples] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
     companions: Mapping[str, str] = field(default_factory=dict)

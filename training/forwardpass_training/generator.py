@@ -36,7 +36,7 @@ PARITY_FILE = "generator_parity.json"
 
 INPUTS = ("token", "forced", "uniform", "temperature", "top_k", "top_p", "h0", "c0")
 OUTPUTS = ("tokens", "h1", "c1")
-STATES = (("h0", "h1"), ("c0", "c1"))
+STATES = {"h0": "h1", "c0": "c1"}
 
 STEPS_MAX = 32
 """Characters a call. More gain nothing (8 already reach 97 % of the speed of 32), and a text that arrives waits for the
@@ -77,7 +77,7 @@ def of_network(network: CharLstm, stepwise: Exportable, vocabulary: str) -> Expo
     generation = {
         "format": 1,
         "vocabulary": list(vocabulary),
-        "states": [{"input": before, "output": after} for before, after in STATES],
+        "states": [{"input": before, "output": after} for before, after in STATES.items()],
         "steps_max": STEPS_MAX,
         "replacement": None,
     }
@@ -101,6 +101,7 @@ def of_network(network: CharLstm, stepwise: Exportable, vocabulary: str) -> Expo
             "forwardpass.task": "generate",
             "forwardpass.generation": json.dumps(generation),
         },
+        states=STATES,
         companions=stepwise.companions,
     )
 

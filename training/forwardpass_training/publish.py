@@ -26,7 +26,7 @@ from forwardpass_server.lifecycle.repository import (
 )
 from forwardpass_training import run
 from forwardpass_training.config import Gate
-from forwardpass_training.errors import PublishFailed
+from forwardpass_training.errors import BadSetting, PublishFailed
 from forwardpass_training.export import export
 from forwardpass_training.exportable import Exportable
 from forwardpass_training.folder import RunFolder, write_whole
@@ -36,13 +36,20 @@ from forwardpass_training.verify import ParityReport, measure
 
 PARITY_FILE = "parity.json"
 
+SEQUENCES = 256
+"""At a time, of a model that is published for sequences."""
+SEQUENCE_IDLE_S = 60
+"""After which a sequence without requests is forgotten."""
+
 GOLDEN_BATCHES = (1, 3, 8)
 # The server may run on another processor, or on a GPU, whose kernels add in yet another order: three times the
 # tolerance of parity, which is measured on one machine.
 GOLDEN_TOLERANCE = Tolerance(atol=1e-4, rtol=1e-4)
 
 
-def publish(run_folder: Path, root: Path, *, model: str | None = None, force: bool = False) -> VersionFolder:
+def publish(
+    run_folder: Path, root: Path, *, model: str | None = None, force: bool = False, sequences: bool = False
+) -> VersionFolder:
     """Export a finished run, prove the export, and put it into a repository as the model's next version.
 
     Leaves `model.onnx` and `parity.json` in the run folder, and draws its report again.
@@ -52,26 +59,32 @@ def publish(run_folder: Path, root: Path, *, model: str | None = None, force: bo
         root: of the model repository; made when it is not there.
         model: name to publish under; the recipe's when None.
         force: publish although held-out metrics miss the recipe's gates; parity is never waived.
+        sequences: let the server keep the network's state from request to request of a sequence.
 
     Raises:
         ShipError: a gate is missed, the export fails, parity fails, or the repository refuses; nothing is published.
+        BadSetting: sequences, of a network that has no state.
         RunError: the folder holds no finished run.
         DataError: the run's held-out data cannot be had.
     """
     folder = RunFolder.open(run_folder)
     metrics, notes = passed_gates(folder, force=force)
-    exportable = run.exportable(run_folder)
+    exportable, name = run.exportable(run_folder), model or folder.config().name
+    if sequences and not exportable.states:
+        raise BadSetting(f"{name} keeps no state, so there is nothing to a sequence of its requests")
     file = export(exportable, run_folder / MODEL_FILE)
     report = measure(file, exportable)
     report.write(run_folder / PARITY_FILE)
     draw(folder)
     report.check()
+    if sequences:
+        configure(root, name, sequence_config(exportable.states))
     return publish_export(
         run_folder / MODEL_FILE,
         exportable,
         report,
         root,
-        model=model or folder.config().name,
+        model=name,
         metrics=metrics,
         notes=notes,
     )
@@ -110,6 +123,20 @@ def configure(root: Path, model: str, text: str) -> None:
         write_whole(config, lambda file: file.write(text.encode()))
     except OSError as exc:
         raise PublishFailed(f"cannot write {config}: {exc}; nothing was published") from exc
+
+
+def sequence_config(states: Mapping[str, str]) -> str:
+    """The config.pbtxt of a model whose states (output by input name) the server keeps."""
+    pairs = ",\n".join(f'    {{ input_name: "{before}" output_name: "{after}" }}' for before, after in states.items())
+    return f"""# the server keeps these states: requests belong to a sequence and give the other inputs alone
+sequence_batching {{
+  oldest {{ max_candidate_sequences: {SEQUENCES} }}
+  max_sequence_idle_microseconds: {SEQUENCE_IDLE_S * 1_000_000}
+  state [
+{pairs}
+  ]
+}}
+"""
 
 
 def publish_export(

@@ -176,6 +176,7 @@ def exportable(path: Path, store: DataStore | None = None) -> Exportable:
         examples=examples,
         further_examples=further,
         metadata=_metadata(config, dataset, recorded, card=told.get(CARD_FILE)),
+        states=outside.states,
         companions=told,
     )
 

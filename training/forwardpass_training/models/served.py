@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class Served:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     dynamic: dict[str, dict[int, str]]
+    states: dict[str, str] = field(default_factory=dict)
 
 
 class Activated(nn.Module):
@@ -88,4 +89,5 @@ def _served_language_model(network: CharLstm) -> Served:
         return logits, h1, c1
 
     dynamic = {"tokens": {0: "batch", 1: "time"}, "h0": {0: "batch"}, "c0": {0: "batch"}}
-    return Served(FusedCharLstm(network).eval(), reference, ("tokens", "h0", "c0"), ("logits", "h1", "c1"), dynamic)
+    names = ("tokens", "h0", "c0"), ("logits", "h1", "c1")
+    return Served(FusedCharLstm(network).eval(), reference, *names, dynamic, {"h0": "h1", "c0": "c1"})
