@@ -238,23 +238,6 @@ def test_a_stream_whose_caller_had_half_closed_ends_as_its_handler_says(serve: S
 
 
 def test_a_stream_that_outlives_the_grace_is_told_that_the_server_stops(serve: Serve) -> None:
-    kept = Kept()
-    served = serve({}, {METHOD: kept})
-    answers = served.channel().unary_stream(METHOD)(b"")
-    talk = kept.only()
-    talk.call.send(b"piece")
-    assert next(answers) == b"piece"
-    report = served.stop(grace_s=0.1)
-    served.cancelled = 1
-    with pytest.raises(grpc.RpcError) as caught:
-        next(answers)
-    assert (caught.value.code(), "this server is stopping" in caught.value.details()) == (UNAVAILABLE, True)
-    assert report.cancelled == 1
-    assert talk.heard[-1] == "cancel"
-    assert not talk.call.send(b"late")
-
-
-def test_a_stream_that_outlives_the_grace_is_told_that_the_server_stops(serve: Serve) -> None:
     talks: list[Talk] = []
 
     def make(call: StreamCall) -> Talk:
