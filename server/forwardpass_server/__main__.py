@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from types import FrameType
 
 from forwardpass_server import config, logs, memory
@@ -51,8 +52,10 @@ def _run(settings: config.ServerConfig, place: Place | None) -> int:
     # Imported here, so that --help and a wrong flag are answered without ONNX Runtime's half second.
     from forwardpass_server.app import Server
 
-    server = Server(settings)
-    seat: Seat | None = None
+    seat = None if place is None else Seat(place)
+    if place is not None and place.again:
+        settings = replace(settings, load_model=())  # it is told what to load; see `broadcast`
+    server = Server(settings, seat)
     asked = False
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -67,11 +70,12 @@ def _run(settings: config.ServerConfig, place: Place | None) -> int:
 
     for number in SIGNALS:
         signal.signal(number, on_signal)
+    signal.signal(signal.SIGHUP, lambda _number, _frame: server.ask_to_reload())
     try:
-        if place is None:
+        if seat is None:
             serves = server.start()
         else:
-            seat = Seat(place, metrics=server.metrics_text, on_orphaned=server.ask_to_stop)
+            seat.sit(server)
             serves = server.load() and seat.wait_to_listen()
             if serves:
                 server.listen()

@@ -20,7 +20,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -29,6 +29,7 @@ from forwardpass_server import __version__, memory
 from forwardpass_server.access.gate import Credentials, Gate
 from forwardpass_server.access.tokens import TokenFile
 from forwardpass_server.config import ServerConfig
+from forwardpass_server.control import InForce, Order, Reply
 from forwardpass_server.errors import StartFailed
 from forwardpass_server.lifecycle import loader
 from forwardpass_server.lifecycle.ensemble import EnsembleLoader
@@ -44,6 +45,7 @@ from forwardpass_server.observe.page import MetricsPage
 from forwardpass_server.observe.tracing import Tracer
 from forwardpass_server.rpc import services, status
 from forwardpass_server.rpc.counted import counted, counted_stream
+from forwardpass_server.rpc.everywhere import Together
 from forwardpass_server.rpc.response_cache import ResponseCache
 from forwardpass_server.runtime import child, control_flow, providers, states
 from forwardpass_server.runtime.session import Session
@@ -69,6 +71,9 @@ UNLOAD_S = 5.0
 TRACES_S = 3.0
 """How long a stop waits for the collector to take the last traces, in seconds."""
 
+BEAT_CHECK_S = 0.1
+"""How often whoever waits for the loop to turn looks whether it has ended, in seconds."""
+
 TEND_INTERVAL_S = 1.0
 """How often the main thread looks at the load and the memory of the process, in seconds."""
 
@@ -78,6 +83,7 @@ class News(Enum):
 
     MODELS_CHANGED = "models changed"
     STOP_ASKED = "stop asked"
+    RELOAD_ASKED = "reload asked"
     LOOP_ENDED = "loop ended"
 
 
@@ -106,12 +112,13 @@ class Server:
 
     Args:
         config: its settings.
+        together: the way to the other processes of this server; None where it is the only one.
 
     Raises:
         StartFailed: the device cannot be had, or a certificate or a token file cannot be used.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, together: Together | None = None) -> None:
         self._config = config
         self._began = time.monotonic()
         # A SimpleQueue, since a signal handler may put while the same thread is inside `get`.
@@ -133,17 +140,22 @@ class Server:
         self._models = ModelManager(_watch(config), load, strict_readiness=config.strict_readiness)
         cache = ResponseCache(int(config.response_cache_mib * MIB)) if config.response_cache_mib else None
         self._tracer = _tracer(config)
+        self._token_files = {
+            path: TokenFile(path) for path in (config.data_token_file, config.admin_token_file) if path is not None
+        }
         built = services.build(
             self._models,
             server_version=__version__,
             enable_reflection=config.enable_reflection,
             memory=SharedMemory(int(config.max_queue_mib * MIB)) if config.enable_shared_memory else None,
             cache=cache,
-            gate=_gate(config),
+            gate=_gate(config, self._token_files),
             triton_codes=config.triton_status_codes,
+            together=together,
             tracer=self._tracer,
         )
         self._health = built.health
+        self._obeying = built.obeying
         versions = {"version": __version__, "onnxruntime": providers.VERSION, "device": self._plan.device}
         gpus = gpu.find() if self._plan.device != "cpu" else None
         self._metrics = Metrics(
@@ -182,6 +194,26 @@ class Server:
     def metrics_text(self) -> bytes:
         """What the metrics page shows now. Any thread."""
         return page.text(self._metrics.registry)
+
+    def obey(self, order: Order) -> Reply:
+        """Carry out what was ordered of all processes. Any thread; blocks."""
+        return self._obeying.obey(order)
+
+    def in_force(self) -> InForce:
+        """What of it a process that begins anew has to be given. Any thread."""
+        return self._obeying.in_force()
+
+    def adopt(self, in_force: InForce) -> None:
+        """Have the same in force as the other processes. Any thread; blocks, while models are loaded."""
+        self._obeying.adopt(in_force)
+
+    def beat(self) -> None:
+        """Return when the loop has turned, if it runs: that shows that this process lives. Any thread."""
+        if self._loop.is_alive():
+            turned = threading.Event()
+            self._on_loop(turned.set)
+            while self._loop.is_alive() and not turned.wait(BEAT_CHECK_S):
+                pass
 
     def start(self) -> bool:
         """`load`, then `listen`. Blocks until the server serves.
@@ -254,6 +286,10 @@ class Server:
         """Let `start` or `wait` return. Any thread, and signal handlers."""
         self._news.put(News.STOP_ASKED)
 
+    def ask_to_reload(self) -> None:
+        """Have the token files read again, changed or not. Any thread, and signal handlers."""
+        self._news.put(News.RELOAD_ASKED)
+
     def stop(self) -> Stopped:
         """Stop in order, and lose no call: not ready, drain, refuse, finish, end the threads, free the models."""
         began = time.monotonic()
@@ -300,6 +336,9 @@ class Server:
         match self._news.get(timeout=timeout_s):
             case News.STOP_ASKED:
                 self._stop_asked = True
+            case News.RELOAD_ASKED:
+                for each in self._token_files.values():
+                    each.reread()
             case News.LOOP_ENDED:
                 raise RuntimeError("the loop ended by itself; the log says why")
             case News.MODELS_CHANGED:
@@ -446,7 +485,7 @@ def _watch(config: ServerConfig) -> Watch:
     )
 
 
-def _gate(config: ServerConfig) -> Gate:
+def _gate(config: ServerConfig, token_files: Mapping[Path, TokenFile]) -> Gate:
     if (
         (config.data_token_file or config.admin_token_file)
         and config.tls_cert is None
@@ -462,7 +501,7 @@ def _gate(config: ServerConfig) -> Gate:
     def known(file: Path | None, subjects: tuple[str, ...]) -> Credentials | None:
         if file is None and not subjects:
             return None
-        return Credentials(tokens=None if file is None else TokenFile(file), subjects=frozenset(subjects))
+        return Credentials(tokens=None if file is None else token_files[file], subjects=frozenset(subjects))
 
     return Gate(
         data=known(config.data_token_file, config.data_subject),

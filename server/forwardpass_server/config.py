@@ -102,6 +102,13 @@ class ServerConfig:
         int,
         About("processes that share the port, each serving every model; about one per CPU core", low=1, high=1024),
     ] = 1
+    process_silence_s: Annotated[
+        float | None,
+        About(
+            "seconds after which a process that does not answer its supervisor is killed and replaced; none: never",
+            low=0.1,
+        ),
+    ] = 30.0
     intra_op_threads: Annotated[int, About("threads of ONNX Runtime within one run", low=1, high=1024)] = 1
     max_batch_size: Annotated[
         int, About("rows of one run, for models whose config.pbtxt does not say", low=1, high=65536)
@@ -250,16 +257,6 @@ class ServerConfig:
 
     def _check_processes(self) -> None:
         """Refuse what one process would know and the others would not."""
-        if self.model_control_mode == "explicit":
-            raise StartFailed(
-                f"--model-control-mode=explicit needs --processes=1, got {self.processes}: "
-                "a call that loads a model reaches one process; use poll, or several servers"
-            )
-        if self.enable_admin:
-            raise StartFailed(
-                f"--enable-admin needs --processes=1, got {self.processes}: a call that changes a setting reaches one "
-                "process"
-            )
         if self.enable_shared_memory:
             raise StartFailed(
                 f"--enable-shared-memory needs --processes=1, got {self.processes}: "

@@ -5,6 +5,7 @@ thread of its own, so that two ends may ask each other at once. Standard library
 """
 
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -14,11 +15,20 @@ from concurrent.futures import Future
 from multiprocessing.connection import Connection
 
 _HEAD = struct.Struct(">cQ")
-_NOTE, _QUESTION, _ANSWER = b"N", b"Q", b"A"
+_NOTE, _QUESTION, _ANSWER, _NO_ANSWER = b"N", b"Q", b"A", b"X"
+
+log = logging.getLogger(__name__)
 
 
 class LinkClosed(Exception):
     """The other end is gone."""
+
+    def __str__(self) -> str:
+        return "the other end of the link is gone"
+
+
+class NoAnswer(Exception):
+    """The other end could not answer; its log says why."""
 
 
 class Link:
@@ -59,7 +69,11 @@ class Link:
             self._send(_NOTE, 0, note)
 
     def ask(self, question: bytes) -> "Future[bytes]":
-        """Send a question. The future raises `LinkClosed` when the other end is gone, or goes before it answers."""
+        """Send a question.
+
+        The future raises `LinkClosed` when the other end is gone, or goes before it answers; `NoAnswer` when answering
+        raised there.
+        """
         future: Future[bytes] = Future()
         with self._lock:
             self._questions += 1
@@ -71,7 +85,7 @@ class Link:
         try:
             self._send(_QUESTION, number, question)
         except LinkClosed:
-            self._settle(number, None)
+            self._settle(number, LinkClosed())
         return future
 
     def close(self) -> None:
@@ -91,15 +105,15 @@ class Link:
             except OSError as error:
                 raise LinkClosed from error
 
-    def _settle(self, number: int, body: bytes | None) -> None:
+    def _settle(self, number: int, answer: bytes | Exception) -> None:
         with self._lock:
             future = self._asked.pop(number, None)
         if future is None:
             return
-        if body is None:
-            future.set_exception(LinkClosed())
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
         else:
-            future.set_result(body)
+            future.set_result(answer)
 
     def _read(self) -> None:
         while True:
@@ -113,17 +127,23 @@ class Link:
                 self._on_note(body)
             elif kind == _ANSWER:
                 self._settle(number, body)
+            elif kind == _NO_ANSWER:
+                self._settle(number, NoAnswer("it could not answer; its log says why"))
             else:
                 threading.Thread(target=self._reply, args=(number, body), name="link-answer", daemon=True).start()
         with self._lock:
             self._closed = True
             waiting = list(self._asked)
         for number in waiting:
-            self._settle(number, None)
+            self._settle(number, LinkClosed())
         self._connection.close()
         self._on_end()
 
     def _reply(self, number: int, question: bytes) -> None:
-        body = self._answer(question)
+        try:
+            kind, body = _ANSWER, self._answer(question)
+        except Exception:
+            log.exception("a question of the other end could not be answered")
+            kind, body = _NO_ANSWER, b""
         with contextlib.suppress(LinkClosed):
-            self._send(_ANSWER, number, body)
+            self._send(kind, number, body)

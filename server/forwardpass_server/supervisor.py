@@ -2,14 +2,17 @@
 
 The supervisor takes the port exclusively, so that no other server joins by accident, and starts N fresh copies of its
 own command, which share it by SO_REUSEPORT. They load side by side and listen together, when all have loaded. One that
-ends is started again, after a pause that grows; SIGTERM goes to all, and a second signal ends all at once. When the
+ends is started again, after a pause that grows, and one that hangs is killed before; it is given what admins ordered
+meanwhile (`broadcast`) before it listens. SIGHUP and SIGTERM go to all, and a second SIGTERM ends all at once. When the
 supervisor is gone, its processes drain and leave.
 
 It serves nothing itself but the metrics page of all (`observe.merged`). Its threads: main, which decides; for each
-process one that reads its link and one that waits for its end; and the page's.
+process one that reads its link, one that waits for its end, and while it joins the others one that brings it up to
+date; one for each order that waits to be carried out; and the page's.
 """
 
 import logging
+import math
 import os
 import queue
 import signal
@@ -18,24 +21,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswerInTime
 from dataclasses import dataclass
 from enum import Enum
 from multiprocessing.connection import Pipe
 from types import FrameType
 
+from forwardpass_server.broadcast import Broadcast
 from forwardpass_server.config import ServerConfig
 from forwardpass_server.errors import StartFailed
-from forwardpass_server.link import Link, LinkClosed
+from forwardpass_server.heartbeat import Beat, Heartbeat
+from forwardpass_server.link import Link, LinkClosed, NoAnswer
 from forwardpass_server.logs import event
 from forwardpass_server.observe.merged import MergedPages
 from forwardpass_server.observe.page import MetricsPage
-from forwardpass_server.seat import LISTEN, LOADED, METRICS, VARIABLE
+from forwardpass_server.seat import BEAT, LISTEN, LOADED, METRICS, SERVING, VARIABLE, Place
 from forwardpass_server.transport import sockets
 
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+JOINED = b"joined"
+"""News of ours about a process: it is up to date, and asked whatever all are asked."""
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 30.0
@@ -63,10 +72,11 @@ class Backoff:
 
 
 class Standing(Enum):
-    """Where a process stands: LOADING → WAITING → LISTENING → SERVING → ENDED, which may follow any of them."""
+    """Where a process stands: each after the one before; ENDED may follow any of them."""
 
     LOADING = "loads its models"
-    WAITING = "has loaded, and may not listen yet"
+    JOINING = "has loaded, and is brought up to date"
+    WAITING = "may not listen yet"
     LISTENING = "was told to listen"
     SERVING = "serves"
     ENDED = "is gone"
@@ -78,27 +88,50 @@ class Member:
     Args:
         number: 0 to N - 1: its place; the same for whoever is started in its place.
         command: what to run.
+        again: it is started in place of another.
         heard: takes each note, and at last the exit status (negative: the signal that ended it). Any thread.
+        answer: takes each question, and answers it. A thread of its own.
+        heartbeat: when to ask it whether it lives.
     """
 
-    def __init__(self, number: int, command: Sequence[str], heard: "Callable[[Member, bytes | int], None]") -> None:
+    def __init__(
+        self,
+        number: int,
+        command: Sequence[str],
+        *,
+        again: bool,
+        heard: "Callable[[Member, bytes | int], None]",
+        answer: Callable[[bytes], bytes],
+        heartbeat: Heartbeat,
+    ) -> None:
         self.number = number
+        self.heartbeat = heartbeat
+        self._beat: Future[bytes] | None = None
         self.standing = Standing.LOADING
         self.began = time.monotonic()
         ours, theirs = Pipe()
         with theirs:
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, VARIABLE: f"{number}:{theirs.fileno()}"},
+                env={**os.environ, VARIABLE: str(Place(number, theirs.fileno(), again))},
                 pass_fds=[theirs.fileno()],
                 # A group of its own: Ctrl-C reaches the supervisor alone, which then asks all to stop, once.
                 process_group=0,
             )
-        self.link = Link(
-            ours, on_note=lambda note: heard(self, note), answer=lambda _question: b"", on_end=lambda: None
-        )
+        self.link = Link(ours, on_note=lambda note: heard(self, note), answer=answer, on_end=lambda: None)
         self.link.start()
         threading.Thread(target=lambda: heard(self, self.process.wait()), name=f"process-{number}", daemon=True).start()
+
+    def ask(self, question: bytes) -> "Future[bytes]":
+        """See `link.Link.ask`."""
+        return self.link.ask(question)
+
+    def hangs(self, now: float) -> bool:
+        """Look whether it lives; whether it has been silent for too long. The main thread."""
+        beat = self.heartbeat.look(now, answered=self._beat is not None and self._beat.done())
+        if beat is Beat.ASK:
+            self._beat = self.link.ask(BEAT)
+        return beat is Beat.HANGS
 
 
 class Supervisor:
@@ -115,11 +148,16 @@ class Supervisor:
         # A SimpleQueue, since a signal handler may put while the same thread is inside `get`.
         self._news: queue.SimpleQueue[tuple[Member, bytes | int] | None] = queue.SimpleQueue()
         self._members: list[Member] = []
+        self._broadcast = Broadcast()
         self._backoffs = [Backoff() for _ in range(config.processes)]
         self._due: dict[int, float] = {}
         self._together = False
         self._stopping = False
         self._restarts = 0
+        self._hangs = 0
+        self._silence_s = math.inf if config.process_silence_s is None else config.process_silence_s
+        self._look_at = math.inf
+        """When to look again whether all live, in monotonic seconds."""
         self._calls_lost = False
         self._port = config.grpc_port
 
@@ -141,13 +179,14 @@ class Supervisor:
             ) from error
         page = None
         if config.metrics_port is not None:
-            merged = MergedPages(self._pages, lambda: self._restarts)
+            merged = MergedPages(self._pages, lambda: self._restarts, lambda: self._hangs)
             page = MetricsPage(merged.registry, config.host, config.metrics_port)
         try:
             if page is not None:
                 event(log, logging.INFO, "metrics page", address=f"http://{config.host}:{page.start()}/metrics")
+            signal.signal(signal.SIGHUP, self._on_reload)
             for number in range(config.processes):
-                self._start(number)
+                self._start(number, again=False)
             while not self._stopping or self._members:
                 self._turn()
         except BaseException:
@@ -170,14 +209,21 @@ class Supervisor:
         self._stopping = True
         self._news.put(None)
 
+    def _on_reload(self, _number: int, _frame: FrameType | None) -> None:
+        for member in tuple(self._members):
+            if member.standing is not Standing.LOADING:  # it might not have its handler yet, and reads them anyway
+                member.process.send_signal(signal.SIGHUP)
+
     def _turn(self) -> None:
         """Wait for the next thing to happen, and do what follows from it."""
-        next_start = min(self._due.values(), default=None)
-        timeout_s = None if next_start is None else max(0.0, next_start - time.monotonic())
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look(now)
+        self._start_due(now)
+        next_at = min([self._look_at, *self._due.values()])
         try:
-            news = self._news.get(timeout=timeout_s)
+            news = self._news.get(timeout=None if math.isinf(next_at) else max(0.0, next_at - time.monotonic()))
         except queue.Empty:
-            self._start_due()
             return
         match news:
             case None:
@@ -187,24 +233,73 @@ class Supervisor:
             case member, bytes() as note:
                 self._told(member, note)
 
-    def _start(self, number: int) -> None:
+    def _start(self, number: int, *, again: bool) -> None:
         command = [sys.executable, "-P", "-m", "forwardpass_server", *self._arguments]
         command += [f"--grpc-port={self._port}", "--metrics-port=none"]
-        member = Member(number, command, lambda member, news: self._news.put((member, news)))
+        member = Member(
+            number,
+            command,
+            again=again,
+            heard=lambda member, news: self._news.put((member, news)),
+            answer=self._broadcast.answer,
+            heartbeat=Heartbeat(self._silence_s, time.monotonic()),
+        )
         self._members = [*self._members, member]
         event(log, logging.INFO, "process started", process=number, pid=member.process.pid)
 
-    def _start_due(self) -> None:
-        now = time.monotonic()
+    def _start_due(self, now: float) -> None:
         for number in [each for each, at in self._due.items() if at <= now]:
             del self._due[number]
             if not self._stopping:
                 self._restarts += 1
-                self._start(number)
+                self._start(number, again=True)
+
+    def _look(self, now: float) -> None:
+        """Kill whoever hangs; its end follows like any other."""
+        for member in self._members:
+            # One that loads may be silent for long: a provider that compiles a model lets nobody else run.
+            loads = member.standing in (Standing.LOADING, Standing.JOINING)
+            if not loads and member.hangs(now):
+                self._hangs += 1
+                member.heartbeat = Heartbeat(math.inf, now)
+                event(
+                    log,
+                    logging.ERROR,
+                    "process hangs, and is killed",
+                    process=member.number,
+                    pid=member.process.pid,
+                    silent_s=self._silence_s,
+                )
+                member.process.kill()
+        self._look_at = now + Heartbeat(self._silence_s, now).interval_s
+
+    def _join(self, member: Member, in_force: bytes) -> None:
+        """Bring a process up to date, on a thread of its own: models may have to be loaded."""
+        try:
+            self._broadcast.join(member, in_force)
+        except LinkClosed:
+            return  # its end is news anyway
+        except NoAnswer:
+            log.error("process %d could not be brought up to date, and is killed", member.number)
+            member.process.kill()
+            return
+        self._news.put((member, JOINED))
 
     def _told(self, member: Member, note: bytes) -> None:
         """A process says where it stands."""
-        member.standing = Standing.WAITING if note == LOADED else Standing.SERVING
+        if member.standing is Standing.ENDED:
+            self._broadcast.leave(member)  # it ended while it joined
+            return
+        if note.startswith(LOADED):
+            member.standing = Standing.JOINING
+            arguments = (member, note.removeprefix(LOADED))
+            threading.Thread(target=self._join, args=arguments, name=f"join-{member.number}", daemon=True).start()
+            return
+        if note == JOINED:
+            member.standing = Standing.WAITING
+            self._look_at = min(self._look_at, time.monotonic())
+        elif note == SERVING:
+            member.standing = Standing.SERVING
         standings = {each.standing for each in self._members}
         if self._together or standings == {Standing.WAITING}:
             for each in self._members:
@@ -224,6 +319,7 @@ class Supervisor:
         """
         served, lived_s = member.standing is Standing.SERVING, time.monotonic() - member.began
         member.standing = Standing.ENDED
+        self._broadcast.leave(member)
         self._members = [each for each in self._members if each is not member]
         reason = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         if self._stopping:
@@ -259,12 +355,12 @@ class Supervisor:
 
     def _pages(self) -> dict[int, str | None]:
         """The metrics page of each process that lives, by its pid; None for one that is late. The page's thread."""
-        asked = [(each.process.pid, each.link.ask(METRICS)) for each in self._members]
+        asked = [(each.process.pid, each.ask(METRICS)) for each in self._members]
         until = time.monotonic() + PAGE_WAIT_S
         pages: dict[int, str | None] = {}
         for pid, future in asked:
             try:
                 pages[pid] = future.result(max(0.0, until - time.monotonic())).decode()
-            except (NoAnswerInTime, LinkClosed):
+            except (NoAnswerInTime, LinkClosed, NoAnswer):
                 pages[pid] = None
         return pages

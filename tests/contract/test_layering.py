@@ -36,7 +36,7 @@ ROOMS_OF = {
 
 # Rooms of the server from the bottom up: a room may import those that stand before it, and itself.
 FLOORS = [
-    ["errors"],
+    ["errors", "control"],
     ["logs"],
     ["transport", "tensors", "observe", "access"],
     ["scheduling"],

@@ -16,6 +16,10 @@ import grpc
 import numpy as np
 import pytest
 
+from forwardpass_proto import grpc_service_pb2 as pb
+
+TOKEN = "admin-token-0123456789"
+
 ESTABLISHED = "01"
 """Of a socket, in /proc/net/tcp."""
 
@@ -110,6 +114,166 @@ def load(server: Any, call: Callable[[Any, int], bool], callers: int = 8) -> Ite
         for each in threads:
             each.join(60)
     assert not failed, failed
+
+
+@pytest.fixture
+def by_order(tmp_path: Path) -> tuple[str, ...]:
+    """Flags of two processes that load what admins order, and nothing by themselves."""
+    (tmp_path / "tokens").write_text(TOKEN)
+    admin = ("--enable-admin", f"--admin-token-file={tmp_path / 'tokens'}")
+    return ("--processes=2", "--model-control-mode=explicit", *admin)
+
+
+def ask(client: Any, rpc: str, request: Any, response: Any) -> Any:
+    """An admin's call, in the background."""
+    unary = client.channel.unary_unary(
+        f"/inference.GRPCInferenceService/{rpc}", lambda message: message.SerializeToString(), response.FromString
+    )
+    return unary.future(request, timeout=60, metadata=(("authorization", f"Bearer {TOKEN}"),))
+
+
+def order_load(client: Any, model: str, **config: Any) -> Any:
+    request = pb.RepositoryModelLoadRequest(model_name=model)
+    if config:
+        request.parameters["config"].string_param = json.dumps(config)
+    return ask(client, "RepositoryModelLoad", request, pb.RepositoryModelLoadResponse)
+
+
+def order_unload(client: Any, model: str) -> Any:
+    request = pb.RepositoryModelUnloadRequest(model_name=model)
+    return ask(client, "RepositoryModelUnload", request, pb.RepositoryModelUnloadResponse)
+
+
+def index(client: Any) -> dict[str, tuple[str, str]]:
+    """State and reason by model."""
+    answer = ask(client, "RepositoryIndex", pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse).result()
+    return {row.name: (row.state, row.reason) for row in answer.models}
+
+
+def batch_size(client: Any, model: str) -> int:
+    request = pb.ModelConfigRequest(name=model)
+    return int(ask(client, "ModelConfig", request, pb.ModelConfigResponse).result().config.max_batch_size)
+
+
+def client_of(server: Any, pid: int) -> Any:
+    """A client whose connection that process has."""
+    port = int(address_of(server).rpartition(":")[2])
+    before = connections_of(pid, port)
+    # The system chooses: a hundred tries that all go elsewhere have a chance of 1 in 10^30.
+    for _ in range(100):
+        client = fresh_client(server)
+        grpc.channel_ready_future(client.channel).result(60)
+        if connections_of(pid, port) > before:
+            return client
+    raise AssertionError(f"no connection came to process {pid}")
+
+
+def test_what_admins_order_is_so_in_every_process_and_in_one_that_begins_anew(
+    serve: Any, publish: Any, by_order: tuple[str, ...]
+) -> None:
+    for model in ("scale", "other", "gone"):
+        publish(model, 2.0)
+    with serve(*by_order, "--load-model=gone") as server:
+        pids = started(server)
+        first, second = client_of(server, pids[0]), client_of(server, pids[1])
+        assert {name: state for name, (state, _) in index(first).items()} == {
+            "gone": "READY",
+            "other": "UNAVAILABLE",
+            "scale": "UNAVAILABLE",
+        }
+        order_load(first, "scale", max_batch_size=3).result()
+        order_unload(second, "gone").result()
+        # Several callers at once, of either process: whatever comes of it comes of it in both.
+        orders = []
+        for each in range(6):
+            orders += [order_load(first, "other", max_batch_size=each + 1), order_unload(second, "other")]
+        for each in orders:
+            each.exception(60)  # an unload of what is not loaded is refused
+        order_load(second, "other").exception(60)
+        assert {batch_size(client, "scale") for client in (first, second)} == {3}
+        assert batch_size(first, "other") == batch_size(second, "other")
+        for client in (first, second):
+            np.testing.assert_array_equal(client.infer("scale", X)[0], 2 * X)
+            assert client.code("gone")[0] is grpc.StatusCode.NOT_FOUND
+            assert index(client)["scale"] == index(client)["other"] == ("READY", "")
+        quiet = pb.LogSettingsRequest()
+        quiet.settings["log_warning"].bool_param = False
+        ask(first, "LogSettings", quiet, pb.LogSettingsResponse).result()
+
+        os.kill(pids[1], signal.SIGKILL)
+        pid = server.wait_for("process started", process=1)["pid"]
+        server.wait_for("serving", process=1)
+        again = client_of(server, pid)
+        np.testing.assert_array_equal(again.infer("scale", X)[0], 2 * X)
+        assert batch_size(again, "scale") == 3
+        assert again.code("gone")[0] is grpc.StatusCode.NOT_FOUND
+        assert index(again)["scale"] == index(first)["other"] == ("READY", "")
+        settings = ask(again, "LogSettings", pb.LogSettingsRequest(), pb.LogSettingsResponse).result().settings
+        assert not settings["log_warning"].bool_param
+        # An order that can be obeyed by none is answered as one process answers it.
+        refused = order_load(again, "unheard-of").exception(60)
+        assert (refused.code(), "process" in refused.details()) == (grpc.StatusCode.NOT_FOUND, False)
+        server.terminate()
+        assert server.wait() == 0
+
+
+def test_statistics_are_sums_and_equal_the_page(serve: Any, publish: Any) -> None:
+    publish("scale", 2.0)
+    with serve("--processes=2") as server:
+        pids = started(server)
+        clients = [client_of(server, pid) for pid in pids.values()]
+        for rows, client in ((1, clients[0]), (2, clients[1]), (2, clients[0]), (4, clients[1])):
+            client.infer("scale", np.ones((rows, 3), np.float32))
+        clients[0].code("scale", "9")
+        request = pb.ModelStatisticsRequest(name="scale")
+        told = [ask(each, "ModelStatistics", request, pb.ModelStatisticsResponse).result() for each in clients]
+        assert told[0] == told[1]
+        (account,) = told[0].model_stats
+        page = server.metrics()
+        assert account.inference_count == 9 == total(page, "infer_rows_total")
+        assert account.execution_count == 4 == total(page, "infer_batches_total")
+        stages = account.inference_stats
+        assert stages.success.count == 4 == total(page, "infer_request_seconds_count")
+        assert stages.queue.ns / 1e9 == pytest.approx(total(page, "infer_queue_seconds_sum"))
+        assert stages.compute_infer.ns / 1e9 == pytest.approx(total(page, "infer_compute_seconds_sum"))
+        assert stages.success.ns / 1e9 == pytest.approx(total(page, "infer_request_seconds_sum"))
+        sizes = {each.batch_size: each.compute_infer.count for each in account.batch_stats}
+        assert sizes == {1: 1, 2: 2, 4: 1}
+
+
+def test_a_process_that_hangs_is_killed_and_replaced_and_an_order_to_it_is_not_lost(
+    serve: Any, publish: Any, by_order: tuple[str, ...]
+) -> None:
+    publish("scale", 2.0)
+    with serve(*by_order, "--process-silence-s=3") as server:
+        pids = started(server)
+        first = client_of(server, pids[0])
+        os.kill(pids[1], signal.SIGSTOP)
+        ordered = order_load(first, "scale")
+        hung = server.wait_for("process hangs, and is killed")
+        assert (hung["process"], hung["pid"]) == (1, pids[1])
+        ordered.result()
+        pid = server.wait_for("process started", process=1)["pid"]
+        server.wait_for("serving", process=1)
+        np.testing.assert_array_equal(client_of(server, pid).infer("scale", X)[0], 2 * X)
+        page = server.metrics()
+        assert total(page, "server_process_hangs_total") == total(page, "server_process_restarts_total") == 1
+        server.terminate()
+        assert server.wait() == 0
+
+
+def test_sighup_goes_to_all_and_revokes_tokens_at_once(serve: Any, by_order: tuple[str, ...], tmp_path: Path) -> None:
+    with serve(*by_order) as server:
+        pids = started(server)
+        clients = [client_of(server, pid) for pid in pids.values()]
+        (tmp_path / "tokens").write_text("another-token-0123456789")
+        server.process.send_signal(signal.SIGHUP)
+        for _ in pids:
+            assert server.wait_for("token file read")["tokens"] == 1
+        for client in clients:
+            assert order_load(client, "scale").exception(60).code() is grpc.StatusCode.UNAUTHENTICATED
+        server.terminate()
+        assert server.wait() == 0
 
 
 def test_both_answer_and_the_page_counts_what_all_were_asked(serve: Any, publish: Any) -> None:
@@ -247,8 +411,7 @@ def parsed(line: str) -> dict[str, Any]:
     return dict(json.loads(line)) if line.startswith("{") else {}
 
 
-@pytest.mark.parametrize("flag", ["--enable-shared-memory", "--model-control-mode=explicit"])
-def test_what_needs_one_process_says_so(serve: Any, flag: str) -> None:
-    with serve("--processes=2", flag) as server:
+def test_what_needs_one_process_says_so(serve: Any) -> None:
+    with serve("--processes=2", "--enable-shared-memory") as server:
         assert server.wait() == 1
     assert "needs --processes=1, got 2" in "".join(server.raw)

@@ -32,18 +32,10 @@ def test_a_process_that_lived_long_is_started_again_at_once() -> None:
     assert backoff.pause_s(lived_s=STEADY_S - 0.1) == 0.2
 
 
-@pytest.mark.parametrize(
-    ("settings", "names"),
-    [
-        ({"model_control_mode": "explicit"}, "--model-control-mode"),
-        ({"enable_shared_memory": True}, "--enable-shared-memory"),
-        ({"enable_admin": True, "admin_token_file": Path("tokens")}, "--enable-admin"),
-    ],
-)
-def test_what_one_process_would_know_alone_is_refused_with_several(settings: dict[str, object], names: str) -> None:
-    ServerConfig(model_repository=Path(), processes=1, **settings)  # type: ignore[arg-type]
-    with pytest.raises(StartFailed, match=rf"{names}.*--processes=1, got 2"):
-        ServerConfig(model_repository=Path(), processes=2, **settings)  # type: ignore[arg-type]
+def test_what_one_process_would_know_alone_is_refused_with_several() -> None:
+    ServerConfig(model_repository=Path(), processes=1, enable_shared_memory=True)
+    with pytest.raises(StartFailed, match=r"--enable-shared-memory.*--processes=1, got 2"):
+        ServerConfig(model_repository=Path(), processes=2, enable_shared_memory=True)
 
 
 def test_a_process_finds_its_place_once_and_its_children_find_none() -> None:
@@ -55,7 +47,13 @@ def test_a_process_finds_its_place_once_and_its_children_find_none() -> None:
         assert place_in(environment) is None
 
 
-@pytest.mark.parametrize("text", ["", "1", "1:", ":3", "x:3", "1:-1", "1:3:4"])
+@pytest.mark.parametrize("place", [Place(0, 3), Place(12, 7, again=True)])
+def test_a_place_is_read_as_it_was_written(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.set_inheritable", lambda _descriptor, _inheritable: None)
+    assert place_in({"FORWARDPASS_SUPERVISOR": str(place)}) == place
+
+
+@pytest.mark.parametrize("text", ["", "1", "1:", ":3", "x:3", "1:-1", "1:3:4", "1:3:", "1:3:again:"])
 def test_a_place_that_no_supervisor_wrote_is_refused(text: str) -> None:
     with pytest.raises(StartFailed, match="FORWARDPASS_SUPERVISOR"):
         place_in({"FORWARDPASS_SUPERVISOR": text})

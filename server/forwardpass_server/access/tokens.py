@@ -29,7 +29,7 @@ class UnusableTokens(Exception):
 
 
 class TokenFile:
-    """The tokens in a file. Loop thread.
+    """The tokens in a file. Loop thread, save `reread`.
 
     A file that cannot be read any more leaves the tokens as they were, and is logged. An empty one revokes them all.
 
@@ -66,9 +66,12 @@ class TokenFile:
             return
         self._looked = now
         stamp = _stamp(self._path)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
+        if stamp != self._stamp:
+            self.reread()
+
+    def reread(self) -> None:
+        """Read the file now, changed or not. Any thread."""
+        self._stamp = _stamp(self._path)
         try:
             self._digests = _read(self._path)
         except UnusableTokens as exc:

@@ -270,6 +270,11 @@ class ModelManager:
             )
 
     @property
+    def asked(self) -> frozenset[str] | None:
+        """The models that are to be loaded; None for all that are found."""
+        return self._ordered.asked
+
+    @property
     def complete(self) -> bool:
         """Whether the first loads are over: every version found at first is READY or FAILED."""
         return self._ledger.table.complete

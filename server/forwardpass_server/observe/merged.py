@@ -119,12 +119,16 @@ class MergedPages(Collector):
         fetch: the page of each process that lives, by a number that no other process ever has; None for one that does
             not answer in time, whose page before that then stands. Called on the page's thread.
         restarts: how many processes have been started in place of others.
+        hangs: how many have been killed because they did not answer.
     """
 
-    def __init__(self, fetch: Callable[[], Mapping[int, str | None]], restarts: Callable[[], int]) -> None:
+    def __init__(
+        self, fetch: Callable[[], Mapping[int, str | None]], restarts: Callable[[], int], hangs: Callable[[], int]
+    ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self._fetch = fetch
         self._restarts = restarts
+        self._hangs = hangs
         self._lock = threading.Lock()
         self._pages: dict[int, Page] = {}
         self._ended: Page = {}
@@ -141,6 +145,9 @@ class MergedPages(Collector):
         yield GaugeMetricFamily("server_processes", "Processes that share the port.", value=len(fetched))
         yield CounterMetricFamily(
             "server_process_restarts", "Processes started in place of one that ended.", value=self._restarts()
+        )
+        yield CounterMetricFamily(
+            "server_process_hangs", "Processes killed because they did not answer.", value=self._hangs()
         )
         for name, family in merged.items():
             metric = Metric(name, family.help, family.kind)

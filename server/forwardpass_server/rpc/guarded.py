@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from google.protobuf.message import Message
+
 from forwardpass_server.access.gate import Gate
 from forwardpass_server.access.levels import Level, level_of
 from forwardpass_server.rpc import status
+from forwardpass_server.rpc.messages import parse
 from forwardpass_server.rpc.refused import RefusedStream
 from forwardpass_server.transport.call import Call, StreamCall, StreamFactory, StreamHandler, UnaryHandler
 
@@ -22,6 +25,21 @@ def guarded(handle: UnaryHandler, gate: Gate, level: Level) -> UnaryHandler:
             call.fail(*status.of(error))
         else:
             handle(call, body)
+
+    return handle_guarded
+
+
+def guarded_change(handle: UnaryHandler, gate: Gate, kind: type[Message]) -> UnaryHandler:
+    """`handle`, whose messages of this kind only ask, unless they have `settings`: those are for admins."""
+    for_admins = guarded(handle, gate, Level.ADMIN)
+
+    def handle_guarded(call: Call, body: bytes) -> None:
+        try:
+            changes = len(getattr(parse(kind, body), "settings")) > 0  # noqa: B009 - not every message has it
+        except Exception as error:  # noqa: BLE001 - likewise
+            call.fail(*status.of(error))
+        else:
+            (for_admins if changes else handle)(call, body)
 
     return handle_guarded
 

@@ -16,7 +16,8 @@ from forwardpass_server.lifecycle.manager import ModelManager
 from forwardpass_server.logs import LogControl
 from forwardpass_server.observe.tracing import Tracer
 from forwardpass_server.rpc import metadata, reflection, status
-from forwardpass_server.rpc.guarded import guard, guarded, guarded_stream
+from forwardpass_server.rpc.everywhere import SHARED, Obeying, Together, everywhere
+from forwardpass_server.rpc.guarded import guard, guarded, guarded_change, guarded_stream
 from forwardpass_server.rpc.health import Health
 from forwardpass_server.rpc.infer import Infer
 from forwardpass_server.rpc.messages import parse
@@ -25,7 +26,7 @@ from forwardpass_server.rpc.model_config import ModelConfig
 from forwardpass_server.rpc.reflection import Reflection
 from forwardpass_server.rpc.repository import Repository
 from forwardpass_server.rpc.response_cache import ResponseCache
-from forwardpass_server.rpc.settings import LogSettings, TraceSetting
+from forwardpass_server.rpc.settings import LogSettings, trace_setting
 from forwardpass_server.rpc.shared_memory import CudaMemory, SystemMemory
 from forwardpass_server.rpc.statistics import Statistics
 from forwardpass_server.rpc.stream import InferStream
@@ -42,11 +43,18 @@ Req = TypeVar("Req", bound=Message)
 
 @dataclass(frozen=True)
 class Services:
-    """All handlers by full method name, "/package.Service/Method", for the transport; and the health they share."""
+    """All handlers by full method name, "/package.Service/Method", for the transport; and the health they share.
+
+    Args:
+        unary, streams: what callers reach.
+        health: of the server.
+        obeying: what carries out here what was ordered of every process of the server.
+    """
 
     unary: dict[str, UnaryHandler]
     streams: dict[str, StreamFactory]
     health: Health
+    obeying: Obeying
 
 
 def build(
@@ -58,6 +66,7 @@ def build(
     cache: ResponseCache | None = None,
     gate: Gate | None = None,
     triton_codes: bool = False,
+    together: Together | None = None,
     tracer: Tracer | None = None,
     clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Services:
@@ -71,6 +80,7 @@ def build(
         cache: answers of models that want theirs kept; None keeps none.
         gate: who may call what; None leaves data rpcs open and admin rpcs closed.
         triton_codes: fail with the status codes that Triton has.
+        together: the way to the other processes of this server; None where it is the only one.
         tracer: chooses the requests that are traced; None traces none.
         clock_ns: the monotonic clock.
     """
@@ -92,8 +102,8 @@ def build(
         f"/{INFERENCE}/RepositoryIndex": replying(pb.RepositoryIndexRequest, repository.index),
         f"/{INFERENCE}/RepositoryModelLoad": answering(repository.load),
         f"/{INFERENCE}/RepositoryModelUnload": answering(repository.unload),
-        f"/{INFERENCE}/LogSettings": answering(LogSettings(LogControl(), gate).log_settings),
-        f"/{INFERENCE}/TraceSetting": answering(TraceSetting(gate).trace_setting),
+        f"/{INFERENCE}/LogSettings": replying(pb.LogSettingsRequest, LogSettings(LogControl()).log_settings),
+        f"/{INFERENCE}/TraceSetting": replying(pb.TraceSettingRequest, trace_setting),
         f"/{HEALTH}/Check": replying(health_pb2.HealthCheckRequest, health.check),
         f"/{HEALTH}/List": replying(health_pb2.HealthListRequest, health.list),
     }
@@ -110,12 +120,17 @@ def build(
     extensions += [name for rpc, name in metadata.EXTENSION_OF.items() if f"/{INFERENCE}/{rpc}" in unary]
     if memory is None:
         _refuse_shared_memory(unary)
+    obeying = Obeying({method: unary[method] for method in SHARED}, lambda: models.asked)
+    if together is not None:
+        unary |= {method: everywhere(unary[method], shared, together) for method, shared in SHARED.items()}
+    for rpc, kind in (("LogSettings", pb.LogSettingsRequest), ("TraceSetting", pb.TraceSettingRequest)):
+        unary[f"/{INFERENCE}/{rpc}"] = guarded_change(unary[f"/{INFERENCE}/{rpc}"], gate, kind)
     guard(unary, gate, guarded)
     guard(streams, gate, guarded_stream)
     if triton_codes:
         unary = {method: translated(handle) for method, handle in unary.items()}
         streams = {method: translated_stream(make) for method, make in streams.items()}
-    return Services(unary, streams, health)
+    return Services(unary, streams, health, obeying)
 
 
 def answering(handle: UnaryHandler) -> UnaryHandler:

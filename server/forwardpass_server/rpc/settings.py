@@ -1,18 +1,15 @@
 """LogSettings and TraceSetting: what is in force, and changes that take effect; whatever would not is refused.
 
-Reading takes what data rpcs take; changing is for admins. There is no trace to switch on: where the time of one request
-went is told to whoever asks with it (metadata `forwardpass-timing: 1`), and that needs no setting.
+Reading takes what data rpcs take; changing is for admins (`guarded.guarded_change`). There is no trace to switch on:
+where the time of one request went is told to whoever asks with it (metadata `forwardpass-timing: 1`), and that needs no
+setting.
 """
 
 from collections.abc import Mapping
 
 from forwardpass_proto import grpc_service_pb2 as pb
-from forwardpass_server.access.gate import Gate
-from forwardpass_server.access.levels import Level
 from forwardpass_server.errors import InvalidRequest, NotImplementedHere
 from forwardpass_server.logs import LogControl, LogState
-from forwardpass_server.rpc.messages import parse
-from forwardpass_server.transport.call import Call
 
 VERBOSE_MAX = 1
 
@@ -24,48 +21,34 @@ class LogSettings:
 
     Args:
         log: what can be changed.
-        gate: says who may.
     """
 
-    def __init__(self, log: LogControl, gate: Gate) -> None:
+    def __init__(self, log: LogControl) -> None:
         self._log = log
-        self._gate = gate
 
-    def log_settings(self, call: Call, body: bytes) -> None:
+    def log_settings(self, request: pb.LogSettingsRequest) -> pb.LogSettingsResponse:
         """All of them or none are changed.
 
         Raises:
             InvalidRequest: an unknown key, or a value of another type.
             NotImplementedHere: a setting that takes no effect at run time.
-            PermissionDenied, Unauthenticated: a change, by somebody who is no admin.
         """
-        request = parse(pb.LogSettingsRequest, body)
         if request.settings:
-            self._gate.check(call, Level.ADMIN)
             self._log.set(_changed(self._log.get(), request.settings))
-        call.reply(pb.LogSettingsResponse(settings=_told(self._log.get())).SerializeToString())
+        return pb.LogSettingsResponse(settings=_told(self._log.get()))
 
 
-class TraceSetting:
-    """There is no trace. Loop thread."""
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-
-    def trace_setting(self, call: Call, body: bytes) -> None:
-        """Raises NotImplementedHere for whatever would begin to trace; else as `LogSettings.log_settings`."""
-        request = parse(pb.TraceSettingRequest, body)
-        if request.settings:
-            self._gate.check(call, Level.ADMIN)
-        for key in sorted(request.settings):
-            values = [*request.settings[key].value]
-            if key != "trace_level" or values not in ([], ["OFF"]):
-                raise NotImplementedHere(
-                    f"trace setting {key!r:.160}: this server writes no traces; send the metadata "
-                    "'forwardpass-timing: 1' with a request to hear where its time went"
-                )
-        off = pb.TraceSettingResponse.SettingValue(value=["OFF"])
-        call.reply(pb.TraceSettingResponse(settings={"trace_level": off}).SerializeToString())
+def trace_setting(request: pb.TraceSettingRequest) -> pb.TraceSettingResponse:
+    """There is no trace. Raises NotImplementedHere for whatever would begin one."""
+    for key in sorted(request.settings):
+        values = [*request.settings[key].value]
+        if key != "trace_level" or values not in ([], ["OFF"]):
+            raise NotImplementedHere(
+                f"trace setting {key!r:.160}: this server writes no traces; send the metadata "
+                "'forwardpass-timing: 1' with a request to hear where its time went"
+            )
+    off = pb.TraceSettingResponse.SettingValue(value=["OFF"])
+    return pb.TraceSettingResponse(settings={"trace_level": off})
 
 
 def _told(state: LogState) -> dict[str, pb.LogSettingsResponse.SettingValue]:

@@ -45,7 +45,7 @@ def test_counters_and_histograms_are_added_and_gauges_joined_by_their_rule() -> 
         process.depth.set(value)
         process.lag.set(value)
         process.started.set(value)
-    merged = samples(MergedPages(lambda: {1: one.page(), 2: other.page()}, restarts=lambda: 9))
+    merged = samples(MergedPages(lambda: {1: one.page(), 2: other.page()}, restarts=lambda: 9, hangs=lambda: 3))
     assert merged["infer_requests_total", "model=a"] == 7
     assert merged["infer_requests_total", "model=b"] == 5
     assert merged["infer_queue_seconds_bucket", "le=0.1"] == 1
@@ -56,12 +56,13 @@ def test_counters_and_histograms_are_added_and_gauges_joined_by_their_rule() -> 
     assert merged["process_start_time_seconds", ""] == 2
     assert merged["server_processes", ""] == 2
     assert merged["server_process_restarts_total", ""] == 9
+    assert merged["server_process_hangs_total", ""] == 3
 
 
 def test_totals_of_a_process_that_ended_stay_and_its_gauges_go() -> None:
     one, other = Process(), Process()
     pages: dict[int, str | None] = {}
-    merged = MergedPages(lambda: pages, restarts=lambda: 0)
+    merged = MergedPages(lambda: pages, restarts=lambda: 0, hangs=lambda: 0)
     for process, count in ((one, 3), (other, 4)):
         process.calls.labels("a").inc(count)
         process.depth.set(count)
@@ -82,7 +83,7 @@ def test_of_a_process_that_is_late_the_page_before_stands() -> None:
     one = Process()
     one.calls.labels("a").inc(3)
     pages: dict[int, str | None] = {1: one.page(), 2: None}
-    merged = MergedPages(lambda: pages, restarts=lambda: 0)
+    merged = MergedPages(lambda: pages, restarts=lambda: 0, hangs=lambda: 0)
     assert samples(merged)["infer_requests_total", "model=a"] == 3
     pages[1] = None
     assert samples(merged)["infer_requests_total", "model=a"] == 3
