@@ -11,7 +11,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATH=/opt/forwardpass/bin:$PATH
 # The requirements of each image, read from pyproject.toml alone: while they stay, the layers of dependencies stay.
 FROM base AS requirements
 WORKDIR /requirements
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml constraints.txt constraints-cuda.txt ./
 RUN for image in server-cpu:server,cpu server:server,cuda training:training,images,tracking,cpu; do \
         python3 -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 print(*p["dependencies"], *(r for e in sys.argv[1].split(",") for r in p["optional-dependencies"][e]), sep="\n")' \
@@ -33,7 +33,7 @@ FROM base AS environment
 # Empty, or an index beside PyPI: PyTorch's own one of CPU builds makes the training image 3 GiB smaller.
 ARG PIP_EXTRA_INDEX_URL=
 RUN python3 -m venv --without-pip /opt/forwardpass
-COPY --from=requirements /requirements/constraints.txt /requirements/
+COPY --from=requirements /requirements/constraints.txt /requirements/constraints-cuda.txt /requirements/
 
 FROM environment AS server-cpu-environment
 COPY --from=requirements /requirements/server-cpu.txt /requirements/
@@ -45,7 +45,7 @@ RUN pip --python /opt/forwardpass/bin/python install --no-cache-dir --no-deps /w
 FROM environment AS server-environment
 COPY --from=requirements /requirements/server.txt /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip pip --python /opt/forwardpass/bin/python install \
-        -c /requirements/constraints.txt -r /requirements/server.txt
+        -c /requirements/constraints.txt -c /requirements/constraints-cuda.txt -r /requirements/server.txt
 COPY --from=wheel /wheels /wheels
 RUN pip --python /opt/forwardpass/bin/python install --no-cache-dir --no-deps /wheels/*.whl
 
