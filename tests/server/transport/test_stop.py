@@ -95,7 +95,8 @@ def test_while_it_drains_a_server_still_serves_and_takes_no_connection(serve: Se
     stopping.join()
     assert outcome(old) is UNAVAILABLE
     assert served.report is not None
-    assert (served.report.answered, served.report.cancelled) == (50, 0)
+    assert served.report.answered >= 50, "and whoever came before the port was closed"
+    assert served.report.cancelled == 0
 
 
 def test_a_caller_who_leaves_during_the_stop_was_not_answered(serve: Serve) -> None:
