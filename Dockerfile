@@ -12,7 +12,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATH=/opt/forwardpass/bin:$PATH
 FROM base AS requirements
 WORKDIR /requirements
 COPY pyproject.toml constraints.txt constraints-cuda.txt ./
-RUN for image in server-cpu:server,cpu server:server,cuda training:training,images,tracking,cpu; do \
+RUN for image in server-cpu:server,tracing,cpu server:server,tracing,cuda training:training,images,tracking,cpu; do \
         python3 -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 print(*p["dependencies"], *(r for e in sys.argv[1].split(",") for r in p["optional-dependencies"][e]), sep="\n")' \
             "${image#*:}" > "${image%%:*}.txt" || exit 1; \

@@ -13,7 +13,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2]
 WORK = SOURCE / "build" / "audit"
-EXTRAS = "server,cpu"
+EXTRAS = "server,tracing,cpu"
 TOOLS = ("pip-audit", "cyclonedx-bom")
 OURS = "forwardpass"
 
