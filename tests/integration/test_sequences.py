@@ -12,7 +12,9 @@ import tritonclient.grpc as triton
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException
 
+import forwardpass
 from forwardpass_proto import model_config_pb2 as config_pb
+from forwardpass_server.lifecycle import repository
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Process
@@ -50,13 +52,21 @@ def accumulator(scale: int = 1) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def save(
-    root: Path, name: str, *, strategy: str = "direct { }", idle_s: float = 60.0, version: int = 1, scale: int = 1
-) -> None:
-    folder = root / name / str(version)
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(accumulator(scale))
+def save(root: Path, name: str, *, strategy: str = "direct { }", idle_s: float = 60.0) -> None:
+    """A model and its first version; published, as those need no trial in a process of its own."""
+    (root / name).mkdir()
     (root / name / "config.pbtxt").write_text(CONFIG.format(strategy=strategy, idle_us=round(idle_s * 1e6)))
+    publish(root, name)
+
+
+def publish(root: Path, name: str, scale: int = 1) -> None:
+    """The next version of a model."""
+
+    def build(folder: Path) -> repository.Contents:
+        (folder / "model.onnx").write_bytes(accumulator(scale))
+        return {}
+
+    repository.publish(root, name, build)
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +276,20 @@ def test_a_broken_stream_frees_the_slots_of_its_sequences(process: "Process", co
     assert other.step("sum", 1, 101, sequence_end=True) == (3, "101")
 
 
+def test_our_own_client_keeps_a_sequence_on_a_stream(process: "Process", connect: Any) -> None:
+    connect(process)
+    address = next(line["address"] for line in process.lines if line["message"] == "serving")
+    with forwardpass.Client(address) as client:
+        with client.sequence("many") as counted, client.sequence("many", "named") as named:
+            for step in range(3):
+                for sequence in (counted, named):
+                    answer = sequence.infer({"x": np.full((1, 1), 10**step, np.int32)}, end=step == 2)
+                    assert answer["sum"][0, 0] == sum(10**each for each in range(step + 1))
+        with client.sequence("many") as left:
+            left.infer({"x": np.ones((1, 1), np.int32)})
+        wait_gauge(process, 0, "sequences_active", model="many")  # it did not say that this was its end
+
+
 def test_a_slot_is_waited_for_until_there_is_no_room_or_no_time(process: "Process", connect: Any) -> None:
     client = connect(process)
     client.step("one", 1, "holder", sequence_start=True)
@@ -306,10 +330,7 @@ def test_a_sequence_stays_with_the_version_it_began_on(root: Path, process: "Pro
     client = connect(process)
     assert client.step("swapped", 1, 1, sequence_start=True)[0] == 1
     assert client.step("swapped", 1, 2, sequence_start=True)[0] == 1
-    staged = root / "staged"
-    staged.mkdir()
-    (staged / "model.onnx").write_bytes(accumulator(scale=100))
-    staged.rename(root / "swapped" / "2")
+    publish(root, "swapped", scale=100)
     process.wait_for("version draining", model="swapped", version=1)
     assert client.step("swapped", 2, 1)[0] == 3  # version 1
     assert client.step("swapped", 2, 3, sequence_start=True)[0] == 200  # version 2
