@@ -1,12 +1,14 @@
 """The line between the supervisor and one of its processes: notes, questions and answers, either way.
 
-A pair of sockets, inherited by the process. Each end has one thread that reads; a question is answered on a short-lived
-thread of its own, so that two ends may ask each other at once. Standard library only: the supervisor imports no gRPC.
+A pair of sockets, inherited by the process. Each end has one thread that reads and one that writes, so that nobody who
+tells or asks waits for an end that hangs; a question is answered on a short-lived thread of its own, so that two ends
+may ask each other at once. Standard library only: the supervisor imports no gRPC.
 """
 
 import contextlib
 import logging
 import os
+import queue
 import socket
 import struct
 import threading
@@ -32,7 +34,7 @@ class NoAnswer(Exception):
 
 
 class Link:
-    """One end. Every method may be called on any thread.
+    """One end. Every method may be called on any thread; none blocks.
 
     Args:
         connection: this end; closed by the link.
@@ -57,11 +59,14 @@ class Link:
         self._asked: dict[int, Future[bytes]] = {}
         self._questions = 0
         self._closed = False
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="link", daemon=True)
+        self._writer = threading.Thread(target=self._write, name="link-out", daemon=True)
 
     def start(self) -> None:
-        """Read from now on."""
+        """Read and write from now on."""
         self._reader.start()
+        self._writer.start()
 
     def tell(self, note: bytes) -> None:
         """Send a note; nothing happens when the other end is gone."""
@@ -100,10 +105,15 @@ class Link:
         with self._lock:
             if self._closed:
                 raise LinkClosed
+            self._outgoing.put(_HEAD.pack(kind, number) + body)
+
+    def _write(self) -> None:
+        while (frame := self._outgoing.get()) is not None:
             try:
-                self._connection.send_bytes(_HEAD.pack(kind, number) + body)
-            except OSError as error:
-                raise LinkClosed from error
+                self._connection.send_bytes(frame)
+            except OSError:
+                break  # the other end is gone, as the reader learns too
+        self.close()
 
     def _settle(self, number: int, answer: bytes | Exception) -> None:
         with self._lock:
@@ -136,7 +146,12 @@ class Link:
             waiting = list(self._asked)
         for number in waiting:
             self._settle(number, LinkClosed())
-        self._connection.close()
+        self._outgoing.put(None)
+        self.close()
+        # NOTE: a descriptor that was closed under the writer could be another file's by the time that it writes.
+        self._writer.join()
+        with self._lock:
+            self._connection.close()
         self._on_end()
 
     def _reply(self, number: int, question: bytes) -> None:

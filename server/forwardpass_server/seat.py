@@ -108,7 +108,6 @@ class Seat:
         self._place = place
         # A SimpleQueue, since a signal handler may put while the same thread is inside `get`.
         self._may_listen: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._asking: queue.SimpleQueue[tuple[Order, Take]] = queue.SimpleQueue()
         self._waiting = threading.Semaphore(ASKED_MAX)
 
     def sit(self, occupant: Occupant) -> None:
@@ -121,7 +120,6 @@ class Seat:
             on_end=self._orphaned,
         )
         self._link.start()
-        threading.Thread(target=self._ask, name="link-asks", daemon=True).start()
 
     def wait_to_listen(self) -> bool:
         """The models are loaded: wait until those of the others are. False when `give_up` came first."""
@@ -147,13 +145,7 @@ class Seat:
                 f"{ASKED_MAX} control rpcs wait for all processes already; retry in {RETRY_AFTER_S:g} s",
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._asking.put((order, take))
-
-    def _ask(self) -> None:
-        """A thread's life: it sends, since sending may block."""
-        while True:
-            order, take = self._asking.get()
-            self._link.ask(pack_order(order)).add_done_callback(lambda future, take=take: self._heard(future, take))  # type: ignore[misc]
+        self._link.ask(pack_order(order)).add_done_callback(lambda future: self._heard(future, take))
 
     def _heard(self, future: "Future[bytes]", take: Take) -> None:
         self._waiting.release()

@@ -11,7 +11,7 @@ import pytest
 
 from forwardpass_server.config import ServerConfig
 from forwardpass_server.errors import StartFailed
-from forwardpass_server.link import Link, LinkClosed
+from forwardpass_server.link import Link, LinkClosed, NoAnswer
 from forwardpass_server.seat import Place, place_in
 from forwardpass_server.supervisor import LONGEST_PAUSE_S, STEADY_S, Backoff
 
@@ -114,6 +114,29 @@ def test_when_one_end_goes_the_other_learns_it_and_no_question_waits_for_ever(en
     with pytest.raises(LinkClosed):
         one.link.ask(b"more").result(WAIT_S)
     one.link.tell(b"nobody hears")
+
+
+def test_nobody_waits_for_an_end_that_does_not_read() -> None:
+    ours, theirs = Pipe()
+    end = End(ours)
+    # More than any socket holds; a test that waited here would never end.
+    asked = [end.link.ask(b"q" * 5_000_000) for _ in range(3)]
+    assert not any(future.done() for future in asked)
+    theirs.close()
+    for future in asked:
+        with pytest.raises(LinkClosed):
+            future.result(WAIT_S)
+    assert end.ended.wait(WAIT_S)
+
+
+def test_a_question_that_cannot_be_answered_says_so(ends: tuple[End, End], caplog: pytest.LogCaptureFixture) -> None:
+    one, other = ends
+    other.go_on = None  # type: ignore[assignment]
+    with pytest.raises(NoAnswer, match="its log says why"):
+        one.link.ask(b"wait").result(WAIT_S)
+    assert "could not be answered" in caplog.text
+    other.go_on = threading.Event()
+    assert one.link.ask(b"a").result(WAIT_S) == b"A"
 
 
 def test_the_supervisor_imports_nothing_that_serves() -> None:
