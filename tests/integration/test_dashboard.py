@@ -38,6 +38,20 @@ GPU_READING = Reading(
     energy_joules=1e6,
 )  # fmt: skip
 
+TRITON = (
+    "count(nv_inference_count)",
+    "sum by (model) (rate(nv_inference_request_success[15s]))",
+    "sum by (model, reason) (nv_inference_request_failure)",
+    "sum by (model) (rate(nv_inference_compute_infer_duration_us[15s])) / 1000",
+    "rate(nv_inference_queue_duration_us[15s]) / rate(nv_inference_request_success[15s])",
+    "rate(nv_inference_count[15s]) / rate(nv_inference_exec_count[15s])",
+    "sum(nv_inference_pending_request_count)",
+    "sum(rate(nv_cache_num_hits_per_model[15s]))",
+    "nv_gpu_utilization",
+    "nv_gpu_memory_used_bytes / nv_gpu_memory_total_bytes",
+)
+"""What dashboards made for Triton ask, by `--triton-metrics`."""
+
 NAME = re.compile(r"\b[a-z_:][a-z0-9_:]*(?=[{\[ )]|$)")
 
 
@@ -136,7 +150,9 @@ def start_prometheus(tmp_path: Path) -> Iterator[Callable[..., Prometheus]]:
 
 @pytest.fixture
 def gpu_page() -> Iterator[str]:
-    page = MetricsPage(Metrics(methods=[], build={}, gpus=lambda: [GPU_READING]).registry, "127.0.0.1", 0)
+    page = MetricsPage(
+        Metrics(methods=[], build={}, gpus=lambda: [GPU_READING], triton_names=True).registry, "127.0.0.1", 0
+    )
     yield f"127.0.0.1:{page.start()}"
     page.stop()
 
@@ -172,11 +188,12 @@ def test_every_panel_has_data_and_every_rule_its_metrics(
     (root / "kept" / "config.pbtxt").write_text("response_cache { enable: true }")
     bare("bard", 1).write_bytes(fake_generator.graph(fake_generator.CHARACTERS).SerializeToString())
     bare("broken", 1).write_bytes(b"no model")
-    with serve() as server:
+    with serve("--triton-metrics") as server:
         client = server.client()
         address = next(line["address"] for line in server.lines if line["message"] == "metrics page")
         prometheus = start_prometheus(address.removeprefix("http://").removesuffix("/metrics"), gpu_page)
         wanted = [(title, letter, filled(query)) for title, letter, query in panels()]
+        wanted += [("Triton's names", str(number), query) for number, query in enumerate(TRITON)]
         found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         give_up = time.monotonic() + WAIT_S
         while len(found) < len(wanted) and time.monotonic() < give_up:
