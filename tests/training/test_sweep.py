@@ -42,6 +42,8 @@ def ran(folder: Path, trials: int, seconds: float = 600) -> tuple[Sweep, Any, li
 def test_a_sweep_beats_the_recipe_and_leaves_table_and_plot(tmp_path: Path) -> None:
     search, best, told = ran(tmp_path / "sweep", 8)
     assert len(told) == 8
+    assert [line.partition(": ")[0] for line in told] == [f"trial {number}" for number in range(8)]
+    assert all(": accuracy 0." in line for line in told)
     with (tmp_path / "sweep" / "trials.csv").open() as file:
         table = list(csv.DictReader(file))
     own = next(row for row in table if row["trial"] == "0")

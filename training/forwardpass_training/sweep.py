@@ -173,8 +173,7 @@ class Sweep:
             while len(_finished(study)) < trials and time.monotonic() < until:
                 trial = study.ask()
                 value, state = self._try(trial, dataset, device)
-                study.tell(trial, value, state=state)
-                told(_line(study.trials[-1], self.metric))
+                told(_line(study.tell(trial, value, state=state), self.metric))
             self._write_table(study)
             self._draw(study)
             if not any(trial.state.name == "COMPLETE" for trial in study.trials):
