@@ -128,13 +128,14 @@ def mnist_cnn() -> RunConfig:
 def mnist_cnn_best() -> RunConfig:
     """MNIST with few mistakes, yet faster to serve than `mnist_cnn`: deeper and narrower, and no image is seen twice.
 
-    The dense layer, most of the weights of `mnist_cnn`, is an eighth of its size; each image is distorted anew in every
-    epoch; the average of the weights over the last steps is what is served.
+    The dense layer, most of the weights of `mnist_cnn`, is a fifth of its size; each image is distorted anew in every
+    epoch; the average of the weights over the last steps is what is served. A first form, with 48 filters and 96 units
+    at the end and 20 epochs, reached 0.9954, 0.9958 and 0.9967 (seeds 0 to 2).
     """
     return RunConfig(
         name="mnist_cnn_best",
         task="multiclass",
-        epochs=20,
+        epochs=16,
         batch_size=128,
         optimizer="adam",
         learning_rate=4e-3,
@@ -148,8 +149,8 @@ def mnist_cnn_best() -> RunConfig:
         model=ConvStackConfig(
             height=28,
             width=28,
-            convolutions=(Conv(16, 5, pool=2), Conv(32, 3), Conv(48, 3, pool=2)),
-            hidden=(96,),
+            convolutions=(Conv(16, 5, pool=2), Conv(32, 3), Conv(64, 3, pool=2)),
+            hidden=(128,),
         ),
         gates=(Gate(metric="accuracy", at_least=0.995),),
     )
