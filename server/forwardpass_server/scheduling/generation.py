@@ -313,7 +313,7 @@ class GenerationScheduler:
         self._rows.keep(rows, tokens, states)
         self._deliver(step, rows, tokens, taken_ns, start_ns, end_ns)
         if len(rows) == len(texts):
-            self._cost.observe(len(texts), (self._clock_ns() - taken_ns) * 1e-9 * steps_max / step.steps)
+            self._cost.observe(len(texts), (end_ns - start_ns) * 1e-9 * steps_max / step.steps)
 
     def _deliver(
         self, step: Step, rows: Sequence[int], tokens: np.ndarray, taken_ns: int, start_ns: int, end_ns: int

@@ -21,6 +21,8 @@ from forwardpass_server.runtime.fake_generator import CHARACTERS, FakeGeneratorR
 from forwardpass_server.scheduling import generation
 from forwardpass_server.scheduling.fake import FakeClock, make_request
 from forwardpass_server.scheduling.generation import GenerationScheduler
+from forwardpass_server.scheduling.request import Array, Inputs
+from forwardpass_server.scheduling.termination import Termination
 from forwardpass_server.scheduling.text import Sampling, Text
 from forwardpass_server.scheduling.watchdog import Watchdog
 
@@ -108,12 +110,20 @@ class Reader:
 class Writing:
     """One scheduler, its model, and texts."""
 
-    def __init__(self, *, slots: int = 4, max_texts: int = 100, watchdog: Watchdog | None = None) -> None:
+    def __init__(
+        self, *, slots: int = 4, max_texts: int = 100, watchdog: Watchdog | None = None, token_s: float = 0.0
+    ) -> None:
         self.run = FakeGeneratorRun(fake_generator())
         self.clock = FakeClock()
+
+        def run(inputs: Inputs, outputs: Sequence[int], termination: Termination | None = None, /) -> list[Array]:
+            made = self.run(inputs, outputs, termination)
+            self.clock.advance(token_s * self.run.steps[-1])
+            return made
+
         self.scheduler = GenerationScheduler(
             "m/1",
-            self.run,
+            run,
             fake_generator(),
             slots=slots,
             max_texts=max_texts,
@@ -481,6 +491,13 @@ def test_a_short_text_is_not_kept_by_long_ones_nor_by_long_prompts(writing: Make
     # Twelve texts in four slots take turns: three steps a round, and the short text needs one.
     assert over_at[0] - before <= 3
     w.idle()
+
+
+def test_steps_of_a_slow_model_become_short_so_that_nobody_waits_long(writing: Make) -> None:
+    w = writing(token_s=0.02)
+    assert done(w.begin("to be", 200)).text == right_text("to be", Sampling(max_tokens=200))
+    assert set(w.run.steps[2:-1]) == {2}  # 0.05 s
+    assert w.scheduler.seconds_per_row > 0
 
 
 def test_figures(writing: Make) -> None:
