@@ -26,9 +26,17 @@ from forwardpass_server.transport.call import Metadata
 
 
 class Words:
-    """What of one text has been written and not yet been sent, as text; and the responses that carry it."""
+    """What of one text has been written and not yet been sent, as text; and the responses that carry it.
 
-    __slots__ = ("_end", "_head", "_seed", "_stops", "_vocabulary", "over", "reason", "text", "tokens")
+    Args:
+        version: that writes it.
+        request_id: the caller's name for its request.
+        seed: to be told at the end.
+        vocabulary: of the tokens.
+        stops: where the text is to end.
+    """
+
+    __slots__ = ("_head", "_seed", "_stops", "_vocabulary", "reason", "text", "tokens")
 
     def __init__(
         self, version: LoadedVersion, request_id: str, seed: int, vocabulary: Vocabulary, stops: StopStrings
@@ -40,7 +48,9 @@ class Words:
         self._vocabulary = vocabulary
         self._stops = stops
         self.text = ""
+        """What is to be said next."""
         self.tokens = 0
+        """Written so far, up to the end of the string that stopped them."""
         self.reason = ""
         """Why the text is over; empty while it goes on."""
 
