@@ -25,13 +25,15 @@ class Heartbeat:
         silence_s: after so many seconds without an answer it hangs; inf: never.
         now: monotonic seconds.
 
-    Time in which nobody looked does not count: the supervisor may have been stopped itself.
+    Before its first answer it starts, however long that takes. Time in which nobody looked does not count: the
+    supervisor may have been stopped itself.
     """
 
     silence_s: float
     now: float
     _silent_s: float = field(default=0.0, init=False)
     _waits: bool = field(default=False, init=False)
+    _lives: bool = field(default=False, init=False)
 
     @property
     def interval_s(self) -> float:
@@ -48,8 +50,9 @@ class Heartbeat:
         if math.isinf(self.silence_s):
             return Beat.WAIT
         passed_s, self.now = min(now - self.now, self.interval_s), now
+        self._lives |= answered
         if answered or not self._waits:
             self._waits, self._silent_s = True, 0.0
             return Beat.ASK
         self._silent_s += passed_s
-        return Beat.HANGS if self._silent_s >= self.silence_s else Beat.WAIT
+        return Beat.HANGS if self._lives and self._silent_s >= self.silence_s else Beat.WAIT
