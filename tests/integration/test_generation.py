@@ -228,6 +228,34 @@ def _version_of(channel: grpc.Channel) -> set[str]:
     return stream.versions
 
 
+def test_an_unload_is_answered_when_the_texts_are_at_their_end(root: Path, tmp_path: Path, serve: "Serve") -> None:
+    token = "admin-token-0123456789"
+    (tmp_path / "tokens").write_text(token)
+    publish(root, "bard")
+    process = serve(
+        *("--model-control-mode=explicit", "--load-model=bard"),
+        *("--enable-admin", f"--admin-token-file={tmp_path / 'tokens'}"),
+    )
+    channel = process.client().channel
+    stream = Stream(channel, request("to be", max_tokens=20_000, seed=3))
+    assert stream.read()
+    unload = channel.unary_unary(
+        "/inference.GRPCInferenceService/RepositoryModelUnload",
+        lambda message: message.SerializeToString(),
+        pb.RepositoryModelUnloadResponse.FromString,
+    ).future(
+        pb.RepositoryModelUnloadRequest(model_name="bard"),
+        timeout=WAIT_S,
+        metadata=(("authorization", f"Bearer {token}"),),
+    )
+    process.wait_for("version draining", model="bard")
+    with pytest.raises(AssertionError, match="bard"):  # the error inside the stream
+        Stream(channel, request("a", max_tokens=1)).read()
+    assert stream.read_all() == right_text("to be", Sampling(max_tokens=20_000, seed=3))
+    unload.result()
+    process.wait_for("version unloaded", model="bard")
+
+
 def test_a_stop_lets_texts_come_to_their_end(root: Path, serve: "Serve") -> None:
     publish(root, "bard")
     process = serve("--grace-s=120")
