@@ -524,7 +524,7 @@ def _tracer(config: ServerConfig) -> Tracer | None:
     if config.trace_endpoint is None:
         return None
     try:
-        # Imported here: half a second and 20 MiB that nobody pays who traces nothing.
+        # Imported here, since it is an extra: it may not be installed.
         from forwardpass_server.observe import spans
     except ImportError as exc:
         raise StartFailed(
