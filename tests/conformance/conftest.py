@@ -36,6 +36,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         models.publish(root, name, model)
     for name, operator in OPERATORS.items():
         models.publish(root, name, operator.model())
+    models.publish(root, "counter", models.counter())
+    (root / "counter" / "config.pbtxt").write_text(models.COUNTER_CONFIG)
     models.publish(root, "broken", b"\x08\x08this is no model")
     models.copy(root, "copied", models.mlp())
     return root

@@ -259,6 +259,24 @@ def everything() -> dict[str, onnx.ModelProto]:
     }
 
 
+def counter() -> onnx.ModelProto:
+    """x FP32 [b, 1], total FP32 [b, 1] → y = next = total + x; see `COUNTER_CONFIG`."""
+    return _model(
+        [helper.make_node("Add", ["x", "total"], ["next"]), helper.make_node("Identity", ["next"], ["y"])],
+        [_value(name, TensorProto.FLOAT, ("b", 1)) for name in ("x", "total")],
+        [_value(name, TensorProto.FLOAT, ("b", 1)) for name in ("y", "next")],
+    )
+
+
+COUNTER_CONFIG = """
+sequence_batching {
+  oldest { max_candidate_sequences: 64 }
+  max_sequence_idle_microseconds: 10000000
+  state { input_name: "total" output_name: "next" }
+}
+"""
+
+
 def publish(
     root: Path, name: str, model: onnx.ModelProto | bytes, example: tuple[np.ndarray, np.ndarray] | None = None
 ) -> int:
