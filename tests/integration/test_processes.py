@@ -259,7 +259,7 @@ def test_a_process_that_hangs_is_killed_and_replaced_and_an_order_to_it_is_not_l
         page = server.metrics()
         assert total(page, "server_process_hangs_total") == total(page, "server_process_restarts_total") == 1
         server.terminate()
-        assert server.wait() == 0, ''.join(server.raw)
+        assert server.wait() == 0, "".join(server.raw)
 
 
 def test_sighup_goes_to_all_and_revokes_tokens_at_once(serve: Any, by_order: tuple[str, ...], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_server.control import InForce, Order, Reply
+from forwardpass_server.errors import Stopping
 from forwardpass_server.logs import event
 from forwardpass_server.rpc import joined, status
 from forwardpass_server.rpc.messages import parse
@@ -60,6 +61,8 @@ def everywhere(handle: UnaryHandler, shared: Shared, together: Together) -> Unar
             try:
                 if isinstance(replies, Exception):
                     raise replies
+                if not replies:
+                    raise Stopping("no process of this server is left to answer; ask another one")
                 answer = shared.join(body, replies)
             except Exception as error:  # noqa: BLE001 - the edge: status.of logs what is ours
                 call.fail(*status.of(error))

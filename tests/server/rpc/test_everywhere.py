@@ -98,6 +98,8 @@ def test_what_all_refuse_alike_is_refused_as_by_one(server: "Server", others: Ot
 def test_an_order_that_cannot_be_passed_on_is_answered(server: "Server", others: Others) -> None:
     others.replies = Stopping("the processes of this server cannot be asked")
     assert load(server) == (Code.UNAVAILABLE, "the processes of this server cannot be asked")
+    others.replies = []
+    assert load(server)[0] == Code.UNAVAILABLE
     others.full = True
     assert load(server)[0] == Code.RESOURCE_EXHAUSTED
     others.full, others.replies = False, [Reply(process=0, body=b"\xff")]
