@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from onnx import TensorProto, helper
 
 from forwardpass_proto import grpc_service_pb2 as pb
 from forwardpass_server.observe.gpu import Reading
@@ -85,7 +86,7 @@ def filled(query: str) -> str:
 
 
 class Prometheus:
-    """Debian's, with these targets, looking every half second."""
+    """Debian's, with these targets, looking every two seconds."""
 
     def __init__(self, folder: Path, targets: list[str]) -> None:
         program = shutil.which("prometheus")
@@ -96,7 +97,7 @@ class Prometheus:
             self._port = free.getsockname()[1]
         (folder / "rules.yaml").write_text(yaml.safe_dump(rules(), width=1000))
         config = {
-            "global": {"scrape_interval": "500ms", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"},
             "rule_files": ["rules.yaml"],
             "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": targets}]}],
         }
@@ -157,6 +158,16 @@ def gpu_page() -> Iterator[str]:
     page.stop()
 
 
+def remembering() -> bytes:
+    """x FP32 [batch, 3], before FP32 [batch, 3] → y = after = x + before."""
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("x", "before")]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("y", "after")]
+    nodes = [helper.make_node("Add", ["x", "before"], ["after"]), helper.make_node("Identity", ["after"], ["y"])]
+    graph = helper.make_graph(nodes, "remembering", infos, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
 def described(panel: tuple[str, str, str], rows: list[dict[str, Any]]) -> str:
     """A panel, how many rows its query gave, and the first of them."""
     example = rows[0] if rows else {"metric": {}, "value": [0, "no data"]}
@@ -177,6 +188,11 @@ def work(client: Any) -> None:
     for future in futures:
         future.exception()
     client.call("ModelInfer", text, pb.ModelInferResponse)
+    step = pb.ModelInferRequest(model_name="sum", raw_input_contents=[bytes(12)])
+    step.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    step.parameters["sequence_id"].int64_param = 7
+    step.parameters["sequence_start"].bool_param = step.parameters["sequence_end"].bool_param = True
+    client.call("ModelInfer", step, pb.ModelInferResponse)
 
 
 def test_every_panel_has_data_and_every_rule_its_metrics(
@@ -187,6 +203,10 @@ def test_every_panel_has_data_and_every_rule_its_metrics(
     publish("kept", 3.0)
     (root / "kept" / "config.pbtxt").write_text("response_cache { enable: true }")
     bare("bard", 1).write_bytes(fake_generator.graph(fake_generator.CHARACTERS).SerializeToString())
+    bare("sum", 1).write_bytes(remembering())
+    (root / "sum" / "config.pbtxt").write_text(
+        'sequence_batching { direct { } state { input_name: "before" output_name: "after" } }'
+    )
     bare("broken", 1).write_bytes(b"no model")
     with serve("--triton-metrics") as server:
         client = server.client()
@@ -217,7 +237,7 @@ def test_every_panel_has_data_and_every_rule_its_metrics(
     ours = {
         name
         for name in NAME.findall(asked)
-        if name.startswith(("infer_", "model_", "event_", "process_", "grpc_server_", "generation_"))
+        if name.startswith(("infer_", "model_", "event_", "process_", "grpc_server_", "generation_", "sequence"))
     }
     assert len(ours) > 20
     assert ours <= names
@@ -230,7 +250,8 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
     assert len(ids) == len(set(ids))
     titles = [panel["title"] for panel in content["panels"] if panel["type"] == "row"]
     assert titles == [
-        "Traffic", "Where the time goes", "Capacity", "Batches", "Queue", "Versions", "Generation", "GPU", "Process"
+        "Traffic", "Where the time goes", "Capacity", "Batches", "Queue", "Versions", "Generation", "Sequences", "GPU",
+        "Process",
     ]  # fmt: skip
     taken: dict[tuple[int, int], str] = {}
     for panel in content["panels"]:

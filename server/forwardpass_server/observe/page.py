@@ -3,7 +3,9 @@
 A thread accepts and a short-lived thread answers each connection, so that a scraper that stalls keeps nobody waiting.
 """
 
+import logging
 import socket
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +15,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import choose_encoder
 
 from forwardpass_server.errors import StartFailed
+
+log = logging.getLogger(__name__)
 
 CONNECTION_TIMEOUT_S = 10.0
 """A connection that says nothing for so long is closed."""
@@ -89,6 +93,11 @@ class _Server(ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's
+        """A scraper that hangs up before it has its page leaves no trace; a page that cannot be made is logged."""
+        if not isinstance(sys.exception(), OSError):
+            log.exception("the metrics page cannot be shown")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -60,6 +61,40 @@ def test_a_head_has_no_body_and_other_methods_are_refused(page: MetricsPage) -> 
 def test_a_scraper_that_stalls_keeps_nobody_waiting(page: MetricsPage) -> None:
     with socket.create_connection(("127.0.0.1", page.port), timeout=10):
         assert ask(page, "/metrics")[0] == 200
+
+
+def test_a_scraper_that_hangs_up_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
+    registry = CollectorRegistry()
+    for number in range(200):
+        Gauge(f"g{number}", "x" * 100_000, registry=registry)  # more than a socket's buffers hold
+    page = MetricsPage(registry, "127.0.0.1", 0)
+    page.start()
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", page.port), timeout=10) as scraper:
+            scraper.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            scraper.recv(1)
+            scraper.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, not close
+    assert ask(page, "/")[0] == 200
+    page.stop()
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(10)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_page_that_cannot_be_made_is_logged(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = CollectorRegistry()
+    Gauge("broken", "Raises.", registry=registry).set_function(lambda: 1 / 0)
+    page = MetricsPage(registry, "127.0.0.1", 0)
+    page.start()
+    with pytest.raises(http.client.HTTPException):
+        ask(page, "/metrics")
+    page.stop()
+    assert "the metrics page cannot be shown" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert capfd.readouterr().out == ""
 
 
 def test_a_taken_port_is_named(page: MetricsPage) -> None:
