@@ -209,25 +209,53 @@ def mnist_cnn_private() -> RunConfig:
 
 
 def shakespeare_lstm() -> RunConfig:
-    """Characters → LSTM 128 → LSTM 128 → Dense 65, on tiny Shakespeare.
+    """Characters → LSTM 128 → LSTM 128 → Dense 65, on tiny Shakespeare, 50 epochs.
 
     Deviations: every position is a target and state is carried from window to window, instead of one target after
-    each window of 40 (35 times as many targets a second); 10 epochs instead of 50, so batch, rate and schedule were
-    chosen for 10 (seed 0, nats per character): batch 50 at a constant 6e-3 1.600, along a cosine 1.593; batch 25 (twice
-    the steps) along a cosine, with the forget gates open at the start, 1.543.
+    each window of 40 (35 times as many targets a second); a fifth of each LSTM's outputs is left out in each step, and
+    the average of the weights over the last steps is what is served, since 240,321 weights that see a million
+    characters 50 times learn them by heart. 10 epochs without either, at 6e-3 along a cosine, end at 1.543 nats.
     """
     return RunConfig(
         name="shakespeare_lstm",
         task="language",
-        epochs=10,
-        batch_size=25,
-        window=50,
+        epochs=50,
+        batch_size=32,
+        window=64,
         optimizer="adam",
-        learning_rate=6e-3,
-        schedule="cosine",
+        learning_rate=5e-3,
+        schedule="one_cycle",
+        weight_decay=1e-2,
+        clip_norm=1.0,
+        average=0.999,
         data=ShakespeareData(),
-        model=CharLstmConfig(),
-        gates=(Gate(metric="nats_per_character", at_most=1.58),),
+        model=CharLstmConfig(dropout=0.2),
+        gates=(Gate(metric="nats_per_character", at_most=1.53),),
+    )
+
+
+def shakespeare_lstm_large() -> RunConfig:
+    """Fewer nats of tiny Shakespeare: two LSTMs of 512 over embedded characters, held back from learning it by heart.
+
+    Fourteen times the weights of `shakespeare_lstm`, 20 epochs: what is left out in each step (of what the LSTMs say,
+    and of their recurrent weights, as in Merity et al. 2017), weight decay, and the average of the weights over the
+    last steps hold them back. None of the settings was chosen by trying others.
+    """
+    return RunConfig(
+        name="shakespeare_lstm_large",
+        task="language",
+        epochs=20,
+        batch_size=32,
+        window=64,
+        optimizer="adam",
+        learning_rate=2e-3,
+        schedule="one_cycle",
+        weight_decay=5e-2,
+        clip_norm=1.0,
+        average=0.999,
+        data=ShakespeareData(),
+        model=CharLstmConfig(hidden=512, embedding=128, dropout=0.4, recurrent_dropout=0.2),
+        gates=(Gate(metric="nats_per_character", at_most=1.47),),
     )
 
 
@@ -289,6 +317,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         mnist_cnn_robust,
         mnist_cnn_private,
         shakespeare_lstm,
+        shakespeare_lstm_large,
         table_classifier,
         table_regression,
         image_classifier,

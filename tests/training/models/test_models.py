@@ -51,6 +51,30 @@ def test_a_text_read_in_pieces_is_the_text_read_at_once() -> None:
     torch.testing.assert_close(tuple(carried), tuple(state))
 
 
+def test_recurrent_weights_are_left_out_while_training_and_only_then() -> None:
+    torch.manual_seed(0)
+    network = CharLstmConfig(vocabulary=5, hidden=8, embedding=3, recurrent_dropout=0.5).build()
+    tokens, state = torch.randint(5, (2, 9)), network.zero_state(2)
+    one, other = (network(tokens, *state)[0] for _ in range(2))
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(one[:, 0], other[:, 0], msg="the first character has nothing before it")
+    one.sum().backward()
+    left_out = (network.lstm.weight_hh_l0.grad == 0).float().mean()
+    assert 0.3 < left_out < 0.7
+    assert (network.lstm.weight_ih_l0.grad != 0).all()
+    network.eval()
+    assert torch.equal(network(tokens, *state)[0], network(tokens, *state)[0])
+    plain = CharLstmConfig(vocabulary=5, hidden=8, embedding=3).build().eval()
+    plain.load_state_dict(network.state_dict())
+    assert torch.equal(network(tokens, *state)[0], plain(tokens, *state)[0])
+
+
+@pytest.mark.parametrize("field", ["dropout", "recurrent_dropout"])
+def test_a_dropout_is_a_share(field: str) -> None:
+    with pytest.raises(BadSetting, match=f"model.{field} is 1.0; it is a share"):
+        CharLstmConfig(**{field: 1.0}).check()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -89,6 +113,7 @@ SERVED = {
     "mnist_cnn_robust": (("image",), ("probabilities",)),
     "mnist_cnn_private": (("image",), ("probabilities",)),
     "shakespeare_lstm": (("tokens", "h0", "c0"), ("logits", "h1", "c1")),
+    "shakespeare_lstm_large": (("tokens", "h0", "c0"), ("logits", "h1", "c1")),
 }
 
 
