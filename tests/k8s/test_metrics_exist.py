@@ -1,6 +1,6 @@
 """Every metric that an alert, a panel or an autoscaler asks for stands on the page of a server that runs.
 
-A misspelt name is no error in PromQL: the alert never fires. What needs a GPU or a model that writes texts is not on
+A misspelt name is no error in PromQL: the alert never fires. What needs a GPU, a model that writes texts or one that keeps sequences is not on
 the page of this server: those names are looked up in the code that makes them.
 """
 
@@ -22,7 +22,7 @@ from forwardpass import Client
 
 SERVER = Path(__file__).resolve().parents[2] / "server" / "forwardpass_server" / "observe"
 PROMETHEUS_OWN = {"up"}
-NOT_HERE = {"gpu_": "gpu.py", "generation_": "generation.py"}
+NOT_HERE = {"gpu_": "gpu.py", "generation_": "generation.py", "sequence": "sequences.py"}
 """Beginnings of names of what this server has not, and the file that makes them."""
 NO_METRIC = {"and", "or", "unless", "offset", "bool"}
 
