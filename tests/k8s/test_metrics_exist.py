@@ -1,7 +1,7 @@
 """Every metric that an alert, a panel or an autoscaler asks for stands on the page of a server that runs.
 
-A misspelt name is no error in PromQL: the alert never fires. What needs a GPU, a model that writes texts or one that keeps sequences is not on
-the page of this server: those names are looked up in the code that makes them.
+A misspelt name is no error in PromQL: the alert never fires. What needs a GPU, a model that writes texts or one that
+keeps sequences is not on the page of this server: those names are looked up in the code that makes them.
 """
 
 import json
