@@ -26,8 +26,8 @@ START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 30.0
 MEMORY_TIMEOUT_S = 40.0
-# gRPC's core gives a connection 120 s for its handshake; seen once on a busy machine: one that had hung up in the middle
-# of it was still open after 30 s.
+# gRPC's core gives a connection 120 s for its handshake; seen once, on a busy machine, after many that hung up in the
+# middle of it: one descriptor more than before for 30 s.
 DESCRIPTORS_TIMEOUT_S = 130.0
 ORDINARY_ROUNDS = 40
 
