@@ -23,7 +23,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[server,tracing,training,images,dev,$(RUNTIME)]'
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[server,tracing,training,tracking,privacy,sweep,images,dev,$(RUNTIME)]'
 	touch $@
 
 demo: $(VENV)/.run  ## train four models, publish, serve, ask, and show one table
