@@ -1,8 +1,8 @@
 """LogSettings and TraceSetting: what is in force, and changes that take effect; whatever would not is refused.
 
-Reading takes what data rpcs take; changing is for admins (`guarded.guarded_change`). There is no trace to switch on:
-where the time of one request went is told to whoever asks with it (metadata `forwardpass-timing: 1`), and that needs no
-setting.
+Reading takes what data rpcs take; changing is for admins (`guarded.guarded_change`). No trace is switched
+on here: OpenTelemetry's are a matter of the start (`--trace-endpoint`), and where the time of one request went is told
+to whoever asks with it (metadata `forwardpass-timing: 1`).
 """
 
 from collections.abc import Mapping
@@ -39,13 +39,13 @@ class LogSettings:
 
 
 def trace_setting(request: pb.TraceSettingRequest) -> pb.TraceSettingResponse:
-    """There is no trace. Raises NotImplementedHere for whatever would begin one."""
+    """No trace of Triton's kind. Raises NotImplementedHere for whatever would begin one."""
     for key in sorted(request.settings):
         values = [*request.settings[key].value]
         if key != "trace_level" or values not in ([], ["OFF"]):
             raise NotImplementedHere(
-                f"trace setting {key!r:.160}: this server writes no traces; send the metadata "
-                "'forwardpass-timing: 1' with a request to hear where its time went"
+                f"trace setting {key!r:.160}: this server writes no trace files; start it with --trace-endpoint, or "
+                "send the metadata 'forwardpass-timing: 1' with a request to hear where its time went"
             )
     off = pb.TraceSettingResponse.SettingValue(value=["OFF"])
     return pb.TraceSettingResponse(settings={"trace_level": off})
